@@ -1,0 +1,1 @@
+"""Edits on checkpoints as data: draft, plan, one streamed pass, manifest. Knows no model family."""
