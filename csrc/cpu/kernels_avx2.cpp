@@ -1,0 +1,19 @@
+// Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
+
+#define GS_ISA avx2
+
+#include "cpu/table.h"
+
+namespace gemma_surgery::cpu {
+
+extern const Kernels k_avx2_kernels;
+const Kernels k_avx2_kernels = {
+    "avx2",
+    avx2::decode_row,
+    avx2::encode_row,
+    avx2::gather,
+    avx2::square_sum,
+    avx2::add_squares,
+};
+
+}  // namespace gemma_surgery::cpu

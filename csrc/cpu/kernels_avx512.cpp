@@ -1,0 +1,19 @@
+// Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
+
+#define GS_ISA avx512
+
+#include "cpu/table.h"
+
+namespace gemma_surgery::cpu {
+
+extern const Kernels k_avx512_kernels;
+const Kernels k_avx512_kernels = {
+    "avx512",
+    avx512::decode_row,
+    avx512::encode_row,
+    avx512::gather,
+    avx512::square_sum,
+    avx512::add_squares,
+};
+
+}  // namespace gemma_surgery::cpu

@@ -1,0 +1,19 @@
+// Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
+
+#define GS_ISA portable
+#define GS_PORTABLE 1
+#include "cpu/table.h"
+
+namespace gemma_surgery::cpu {
+
+extern const Kernels k_portable_kernels;
+const Kernels k_portable_kernels = {
+    "portable",
+    portable::decode_row,
+    portable::encode_row,
+    portable::gather,
+    portable::square_sum,
+    portable::add_squares,
+};
+
+}  // namespace gemma_surgery::cpu

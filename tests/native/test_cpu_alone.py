@@ -1,0 +1,38 @@
+"""csrc/cpu without Python and MLX: the C++ tests under sanitizers, and arm64 under qemu."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "CMakeLists.txt").exists() or shutil.which("cmake") is None or shutil.which("c++") is None,
+    reason="needs a checkout, cmake and a C++ compiler",
+)
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_fuzzing_under_sanitizers_finds_nothing() -> None:
+    folder = ROOT / "build" / "cpu-asan"
+    options = ["-DGEMMA_SURGERY_EXTENSION=OFF", "-DGEMMA_SURGERY_CPU_TESTS=ON", "-DGEMMA_SURGERY_SANITIZE=ON"]
+    run("cmake", "-S", ".", "-B", str(folder), *options)
+    run("cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1))
+    output = run(str(folder / "gemma_surgery_cpu_test"), "1000", "42")
+    assert "hash: " in output
+
+
+def test_arm64_gives_the_same_bits() -> None:
+    output = run("bash", "tools/check_arm64.sh", "40")
+    if "skipped:" in output:
+        pytest.skip(output.strip())
+    assert "ok: the same bits on both" in output
