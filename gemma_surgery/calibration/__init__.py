@@ -1,0 +1,1 @@
+"""What calibration measured: profiles of activations, as files."""

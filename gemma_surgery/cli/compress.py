@@ -1,0 +1,140 @@
+"""`compress`: plan, execute, verify, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
+from gemma_surgery.cli import options
+from gemma_surgery.cli.console import TransferProgress, out, print_json, remarks
+from gemma_surgery.cli.memory import PeakMemory
+from gemma_surgery.cli.plan import print_steps, summary
+from gemma_surgery.errors import SurgeryError
+from gemma_surgery.recipes.recipe import Recipe, load_recipe, make_plan
+from gemma_surgery.surgery.executor import Outcome, execute
+from gemma_surgery.surgery.plan import Plan
+from gemma_surgery.verification import check_structure
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same recipe.")]
+Stages = Annotated[
+    bool,
+    typer.Option(
+        "--stages", help="Also write the checkpoint after every step: OUTPUT.1-step, OUTPUT.2-step, ..."
+    ),
+]
+
+
+def command(
+    model: options.Model,
+    output: options.Output,
+    recipe: options.RecipeName = "mobile",
+    overrides: options.Overrides = None,
+    revision: options.Revision = None,
+    resume: Resume = False,
+    overwrite: options.Overwrite = False,
+    stages: Stages = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Write a smaller checkpoint in one streamed pass over the source."""
+    loaded = load_recipe(recipe, overrides or ())
+    checkpoint = open_checkpoint(model, revision)
+    if stages:
+        for number, (step, _) in enumerate(loaded.steps[:-1], 1):
+            stage = output.with_name(f"{output.name}.{number}-{step}")
+            _compress(checkpoint, loaded.prefix(number), stage, resume, overwrite, threads, quiet)
+            remarks().print(f"wrote {stage}")
+    result = _compress(checkpoint, loaded, output, resume, overwrite, threads, quiet)
+    if json:
+        print_json(result.to_json())
+    else:
+        _print(result, output)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One finished compression."""
+
+    plan: Plan
+    outcome: Outcome
+    seconds: float
+    planning_seconds: float
+    peak_anonymous_bytes: int
+    checks: list[str]
+
+    def to_json(self) -> dict[str, object]:
+        """The stable part of `compress --json`, and where the time went."""
+        return {
+            **summary(self.plan),
+            "seconds": round(self.seconds, 3),
+            "read_bytes": self.outcome.read_bytes,
+            "written_bytes": self.outcome.written_bytes,
+            "resumed_bytes": self.outcome.resumed_bytes,
+            "peak_anonymous_bytes": self.peak_anonymous_bytes,
+            "phase_seconds": {
+                "planning": round(self.planning_seconds, 3),
+                **{name: round(value, 3) for name, value in self.outcome.phase_seconds.items()},
+            },
+            "worker_seconds": {n: round(v, 3) for n, v in sorted(self.outcome.worker_seconds.items())},
+        }
+
+
+def _compress(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    threads: int | None,
+    quiet: bool,
+) -> Result:
+    begin = time.perf_counter()
+    _check_target(checkpoint, output)
+    with PeakMemory() as memory:
+        plan = make_plan(checkpoint, recipe)
+        planned = time.perf_counter()
+        progress = TransferProgress(f"writing {output.name}", quiet)
+        outcome = execute(
+            plan, output, threads=threads, resume=resume, overwrite=overwrite, progress=progress
+        )
+        verdict = check_structure(open_checkpoint(output))
+    if not verdict.ok:
+        raise SurgeryError(
+            "compress", f"the output is not sound: {verdict.problems[0]} ({len(verdict.problems)} problems)"
+        )
+    seconds = time.perf_counter() - begin
+    return Result(plan, outcome, seconds, planned - begin, memory.peak_bytes, verdict.checks)
+
+
+def _check_target(checkpoint: Checkpoint, output: Path) -> None:
+    source, target = checkpoint.path.resolve(), output.expanduser().resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise SurgeryError(
+            "compress",
+            f"need an output folder apart from the source, got `{output}`",
+            "the source is never changed",
+        )
+
+
+def _print(result: Result, output: Path) -> None:
+    print_steps(result.plan, result.plan.seconds_by_step(result.outcome.tensor_seconds))
+    outcome = result.outcome
+    for note in outcome.notes:
+        out().print(f"note: {note}")
+    phases = {"planning": result.planning_seconds, **outcome.phase_seconds}
+    out().print("time: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items()))
+    workers = sorted(outcome.worker_seconds.items(), key=lambda item: -item[1])
+    out().print("workers: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in workers))
+    out().print(
+        f"{result.seconds:.2f} s, read {outcome.read_bytes / 1e9:.3f} GB, "
+        f"written {outcome.written_bytes / 1e9:.3f} GB, "
+        f"peak anonymous memory {result.peak_anonymous_bytes / 1e6:.0f} MB"
+    )
+    out().print(f"verified: {'; '.join(result.checks)}")
+    out().print(f"wrote {output}")

@@ -1,0 +1,180 @@
+"""Bytes on their way out: hashed while hot, written in large page-aligned pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gemma_surgery.surgery.plan import Placed
+
+PAGE_BYTES = 4096
+# One tile of source or of output: fits in a core's second-level cache beside its counterpart.
+TILE_BYTES = 1 << 20
+# What one write hands to the disk: unbuffered writes below this wait more than they transfer.
+WRITE_BYTES = 4 << 20
+
+
+class Sink(Protocol):
+    """Where finished bytes go."""
+
+    def write(self, file: str, offset: int, data: memoryview) -> None:
+        """Store `data` at `offset` of `file`; called from several threads on disjoint ranges."""
+        ...
+
+
+@dataclass
+class Clock:
+    """Seconds per activity of one worker, to tell where the time goes."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        """Add the time of a block to `activity`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - begin
+
+
+class Buffer:
+    """Page-aligned memory that a worker reuses from tile to tile."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._allocate(size_bytes)
+
+    def at_least(self, size_bytes: int) -> memoryview:
+        """The first `size_bytes` bytes; a buffer that is too small is replaced."""
+        if size_bytes > len(self.view):
+            self._allocate(size_bytes)
+        return self.view[:size_bytes]
+
+    def _allocate(self, size_bytes: int) -> None:
+        self.view = memoryview(mmap.mmap(-1, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
+
+
+class FileStream:
+    """A contiguous run of an output file under construction.
+
+    The buffer mirrors the file: byte `i` of it stands at a file offset that is congruent to `i` modulo
+    the page size, which is what unbuffered writes need. As tensors follow each other without gaps, a
+    stream goes on from one to the next, and only the ends of a run fall inside pages.
+    """
+
+    def __init__(self, sink: Sink, clock: Clock) -> None:
+        self._sink, self._clock = sink, clock
+        self._buffer = Buffer(WRITE_BYTES + TILE_BYTES)
+        self._file = ""
+        self._offset = self._begin = self._end = 0
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """File and offset that the next byte goes to."""
+        return self._file, self._offset + self._end - self._begin
+
+    def seek(self, file: str, offset: int) -> None:
+        """Write what is pending and go on at another place."""
+        if self.position != (file, offset):
+            self.flush()
+            self._file, self._offset = file, offset
+            self._begin = self._end = offset % PAGE_BYTES
+
+    def reserve(self, size_bytes: int) -> memoryview:
+        """Room for the next `size_bytes` bytes; fill it, then call `advance`."""
+        if self._end + size_bytes > len(self._buffer.view):
+            self._write(self._end - self._end % PAGE_BYTES)
+        if self._end + size_bytes > len(self._buffer.view):
+            pending = bytes(self._buffer.view[self._begin : self._end])
+            self._buffer.at_least(self._end + size_bytes)
+            self._buffer.view[self._begin : self._end] = pending
+        return self._buffer.view[self._end : self._end + size_bytes]
+
+    def advance(self, size_bytes: int) -> None:
+        """The reserved bytes are there."""
+        self._end += size_bytes
+
+    def flush(self) -> None:
+        """Write everything that is pending."""
+        self._write(self._end)
+
+    def _write(self, stop: int) -> None:
+        if stop <= self._begin:
+            return
+        view = self._buffer.view
+        with self._clock.measure("write"):
+            self._sink.write(self._file, self._offset, view[self._begin : stop])
+        self._offset += stop - self._begin
+        rest = bytes(view[stop : self._end])
+        self._begin = self._offset % PAGE_BYTES
+        self._end = self._begin + len(rest)
+        view[self._begin : self._end] = rest
+
+
+class PartStream:
+    """The bytes of one stored tensor, in order, with their hash."""
+
+    def __init__(
+        self, stream: FileStream, part: Placed, clock: Clock, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._stream, self._part, self._clock, self._on_bytes = stream, part, clock, on_bytes
+        self._sha256 = hashlib.sha256()
+        self._done_bytes = 0
+        stream.seek(part.file, part.start)
+
+    def reserve(self, size_bytes: int) -> memoryview:
+        """Room for the next `size_bytes` bytes; fill it, then call `advance`."""
+        self._room = self._stream.reserve(size_bytes)
+        return self._room
+
+    def advance(self) -> None:
+        """The reserved bytes are there."""
+        with self._clock.measure("hash"):
+            self._sha256.update(self._room)
+        self._stream.advance(len(self._room))
+        self._done_bytes += len(self._room)
+        self._on_bytes(len(self._room))
+
+    def append(self, data: memoryview) -> None:
+        """Copy `data` through, tile by tile."""
+        for start in range(0, len(data), TILE_BYTES):
+            piece = data[start : start + TILE_BYTES]
+            self.reserve(len(piece))[:] = piece
+            self.advance()
+
+    def finish(self) -> str:
+        """The sha256 of the whole tensor, whose bytes must all have come."""
+        if self._done_bytes != self._part.component.size_bytes:
+            raise RuntimeError(
+                f"`{self._part.component.name}`: produced {self._done_bytes} bytes, "
+                f"planned {self._part.component.size_bytes}"
+            )
+        return self._sha256.hexdigest()
+
+
+class Output:
+    """The open runs of one worker: up to three, as a quantized matrix grows in three places at once."""
+
+    def __init__(self, sink: Sink, clock: Clock, on_bytes: Callable[[int], None]) -> None:
+        self._clock, self._on_bytes = clock, on_bytes
+        self._streams = [FileStream(sink, clock) for _ in range(3)]
+
+    def open(self, parts: tuple[Placed, ...]) -> list[PartStream]:
+        """A stream for each part, going on with a run that ends where the part starts, if there is one."""
+        free = list(self._streams)
+        opened = []
+        for part in parts:
+            stream = next((s for s in free if s.position == (part.file, part.start)), free[-1])
+            free.remove(stream)
+            opened.append(PartStream(stream, part, self._clock, self._on_bytes))
+        return opened
+
+    def flush(self) -> None:
+        """Write everything that is pending."""
+        for stream in self._streams:
+            stream.flush()
