@@ -13,9 +13,10 @@ from gemma_surgery.checkpoint.model_folder import (
     StoredTensor,
     open_checkpoint,
 )
+from gemma_surgery.checkpoint.page_edges import PAGE_BYTES
 from gemma_surgery.checkpoint.reading import SourceFiles
 from gemma_surgery.checkpoint.target import check_separate
-from gemma_surgery.checkpoint.weights_file import PAGE_BYTES, WeightsFile, aligned_buffer
+from gemma_surgery.checkpoint.weights_file import WeightsFile, aligned_buffer
 from gemma_surgery.checkpoint.wording import human_bytes
 from gemma_surgery.checkpoint.writing import OutputFolder
 

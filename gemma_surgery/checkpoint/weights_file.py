@@ -1,8 +1,8 @@
 """Positioned, parallel writes into one preallocated weights file.
 
 With `direct`, the whole pages of a write bypass the page cache (O_DIRECT): they cost no memory and leave no
-dirty pages to flush at the end. The fragments of pages at its ends, which a neighbouring write may share, go
-through the page cache. A page is either written directly, whole and by one call, or only through the cache.
+dirty pages to flush at the end. The fragments of pages at its ends, which a neighbouring write may share, are
+kept until the neighbour completes them; what is left of them at the end goes through the page cache.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_surgery.checkpoint.page_edges import PAGE_BYTES, PageEdges
 from gemma_surgery.errors import SurgeryError
 
-PAGE_BYTES = 4096
-# Below this a direct write costs more than the copy that it saves.
-MIN_DIRECT_BYTES = 64 * 1024
 BOUNCE_BYTES = 4 * 1024 * 1024
 # Linux transfers at most 0x7ffff000 bytes per call.
 MAX_WRITE_BYTES = 1024 * 1024 * 1024
@@ -66,6 +64,7 @@ class WeightsFile:
         self._on_written = on_written
         self._on_error = on_error
         self._bounce = threading.local()
+        self._edges = PageEdges()
         self._fd = -1
         self._direct_fd = -1
         self._direct_works = direct and _O_DIRECT != 0
@@ -92,6 +91,8 @@ class WeightsFile:
     def write_at(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
         """Write bytes at a place behind the header; threads may write different places at once.
 
+        Fragments of pages may stay in memory until `sync`.
+
         Args:
             offset: absolute file offset of the first byte.
             buffer: C-contiguous bytes. No copy is made if its address and `offset` agree modulo `PAGE_BYTES`.
@@ -114,12 +115,14 @@ class WeightsFile:
         first = -(-offset // PAGE_BYTES) * PAGE_BYTES
         last = (offset + size_bytes) // PAGE_BYTES * PAGE_BYTES
         try:
-            if self._direct_works and last - first >= MIN_DIRECT_BYTES:
-                self._write_cached(offset, view[: first - offset])
-                self._write_direct(first, view[first - offset : last - offset])
-                self._write_cached(last, view[last - offset :])
-            else:
+            if not self._direct_works:
                 self._write_cached(offset, view)
+            elif last < first:
+                self._write_fragment(offset, view)
+            else:
+                self._write_fragment(offset, view[: first - offset])
+                self._write_direct(first, view[first - offset : last - offset])
+                self._write_fragment(last, view[last - offset :])
         except OSError as error:
             raise self._on_error(error, self.path.name) from None
         self._on_written(size_bytes)
@@ -130,8 +133,21 @@ class WeightsFile:
         Raises:
             SurgeryError: the disk is full or failing.
         """
+        self.settle()
         try:
             sync_file(self._fd)
+        except OSError as error:
+            raise self._on_error(error, self.path.name) from None
+
+    def settle(self) -> None:
+        """Put the fragments that are kept in memory into the file, for readers to see.
+
+        Raises:
+            SurgeryError: the disk is full or failing.
+        """
+        try:
+            for offset, run in self._edges.drain():
+                self._write_cached(offset, run)
         except OSError as error:
             raise self._on_error(error, self.path.name) from None
 
@@ -159,6 +175,13 @@ class WeightsFile:
         done = 0
         while done < len(view):
             done += os.pwrite(self._fd, view[done : done + MAX_WRITE_BYTES], offset + done)
+
+    def _write_fragment(self, offset: int, view: memoryview) -> None:
+        if len(view) == 0:
+            return
+        page = self._edges.add(offset, view)
+        if page is not None:
+            self._write_pages(offset // PAGE_BYTES * PAGE_BYTES, page)
 
     def _write_direct(self, offset: int, view: memoryview) -> None:
         """Write whole pages at a page boundary, through an aligned copy if the memory is not aligned."""

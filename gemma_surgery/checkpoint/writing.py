@@ -7,6 +7,7 @@ starts over.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -152,6 +153,8 @@ class OutputFolder:
     def record(self, unit: str, record: Mapping[str, Json]) -> None:
         """Note in the journal that all bytes of a unit are written; any thread may call this.
 
+        Fragments of its first and last pages may still be in memory: after a crash, `recheck` tells.
+
         Raises:
             SurgeryError: a full disk or a failing one.
         """
@@ -167,6 +170,7 @@ class OutputFolder:
         Raises:
             SurgeryError: the file is missing or too short.
         """
+        self._settle(file)
         try:
             yield from read_pages(self.path / file, start, size_bytes, direct=self._direct)
         except OSError as error:
@@ -180,6 +184,7 @@ class OutputFolder:
             spans: (start, size) in bytes.
             sha256: hexadecimal.
         """
+        self._settle(file)
         digest = hashlib.sha256()
         try:
             for start, size_bytes in spans:
@@ -331,9 +336,17 @@ class OutputFolder:
             # A thread created a file meanwhile; `close` removes the folder again.
             return
 
+    def _settle(self, file: str) -> None:
+        if file in self._weights:
+            self._weights[file].settle()
+
     def _close_weights(self) -> None:
         while self._weights:
-            self._weights.popitem()[1].close()
+            weights = self._weights.popitem()[1]
+            # What an interrupted run leaves should be whole; a disk that fails now has failed before.
+            with contextlib.suppress(SurgeryError):
+                weights.settle()
+            weights.close()
 
 
 def _start_or_continue(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
+from gemma_surgery.checkpoint.target import check_separate
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import TransferProgress, out, print_json, remarks
 from gemma_surgery.cli.memory import PeakMemory
@@ -95,7 +96,7 @@ def _compress(
     quiet: bool,
 ) -> Result:
     begin = time.perf_counter()
-    _check_target(checkpoint, output)
+    check_separate(output, checkpoint.path)
     with PeakMemory() as memory:
         plan = make_plan(checkpoint, recipe)
         planned = time.perf_counter()
@@ -110,16 +111,6 @@ def _compress(
         )
     seconds = time.perf_counter() - begin
     return Result(plan, outcome, seconds, planned - begin, memory.peak_bytes, verdict.checks)
-
-
-def _check_target(checkpoint: Checkpoint, output: Path) -> None:
-    source, target = checkpoint.path.resolve(), output.expanduser().resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise SurgeryError(
-            "compress",
-            f"need an output folder apart from the source, got `{output}`",
-            "the source is never changed",
-        )
 
 
 def _print(result: Result, output: Path) -> None:

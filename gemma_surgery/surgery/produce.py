@@ -49,7 +49,7 @@ class Producer:
 
         The last bytes may be pending until `flush`.
         """
-        streams = self._output.open(planned.parts)
+        streams = [PartStream(self._output, part) for part in planned.parts]
         tensor = planned.tensor
         if isinstance(tensor.origin, Literal):
             streams[0].append(memoryview(tensor.origin.data))

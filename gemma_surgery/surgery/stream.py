@@ -119,26 +119,29 @@ class FileStream:
 class PartStream:
     """The bytes of one stored tensor, in order, with their hash."""
 
-    def __init__(
-        self, stream: FileStream, part: Placed, clock: Clock, on_bytes: Callable[[int], None]
-    ) -> None:
-        self._stream, self._part, self._clock, self._on_bytes = stream, part, clock, on_bytes
+    def __init__(self, output: Output, part: Placed) -> None:
+        self._output, self._part = output, part
+        self._stream: FileStream | None = None
         self._sha256 = hashlib.sha256()
-        self._done_bytes = 0
-        stream.seek(part.file, part.start)
+        self._missing_bytes = part.component.size_bytes
 
     def reserve(self, size_bytes: int) -> memoryview:
         """Room for the next `size_bytes` bytes; fill it, then call `advance`."""
+        if self._stream is None:
+            self._stream = self._output.take_stream(self._part.file, self._part.start)
         self._room = self._stream.reserve(size_bytes)
         return self._room
 
     def advance(self) -> None:
         """The reserved bytes are there."""
-        with self._clock.measure("hash"):
+        assert self._stream is not None
+        with self._output.clock.measure("hash"):
             self._sha256.update(self._room)
         self._stream.advance(len(self._room))
-        self._done_bytes += len(self._room)
-        self._on_bytes(len(self._room))
+        self._output.on_bytes(len(self._room))
+        self._missing_bytes -= len(self._room)
+        if self._missing_bytes == 0:
+            self._output.give_back(self._stream)
 
     def append(self, data: memoryview) -> None:
         """Copy `data` through, tile by tile."""
@@ -149,10 +152,9 @@ class PartStream:
 
     def finish(self) -> str:
         """The sha256 of the whole tensor, whose bytes must all have come."""
-        if self._done_bytes != self._part.component.size_bytes:
+        if self._missing_bytes:
             raise RuntimeError(
-                f"`{self._part.component.name}`: produced {self._done_bytes} bytes, "
-                f"planned {self._part.component.size_bytes}"
+                f"`{self._part.component.name}`: {self._missing_bytes} bytes fewer than planned were produced"
             )
         return self._sha256.hexdigest()
 
@@ -161,20 +163,21 @@ class Output:
     """The open runs of one worker: up to three, as a quantized matrix grows in three places at once."""
 
     def __init__(self, sink: Sink, clock: Clock, on_bytes: Callable[[int], None]) -> None:
-        self._clock, self._on_bytes = clock, on_bytes
-        self._streams = [FileStream(sink, clock) for _ in range(3)]
+        self.clock, self.on_bytes = clock, on_bytes
+        self._free = [FileStream(sink, clock) for _ in range(3)]
 
-    def open(self, parts: tuple[Placed, ...]) -> list[PartStream]:
-        """A stream for each part, going on with a run that ends where the part starts, if there is one."""
-        free = list(self._streams)
-        opened = []
-        for part in parts:
-            stream = next((s for s in free if s.position == (part.file, part.start)), free[-1])
-            free.remove(stream)
-            opened.append(PartStream(stream, part, self._clock, self._on_bytes))
-        return opened
+    def take_stream(self, file: str, offset: int) -> FileStream:
+        """A run that ends at `offset` if there is one, else another that goes on from there."""
+        stream = next((s for s in self._free if s.position == (file, offset)), self._free[0])
+        self._free.remove(stream)
+        stream.seek(file, offset)
+        return stream
+
+    def give_back(self, stream: FileStream) -> None:
+        """The tensor that took the run is complete."""
+        self._free.append(stream)
 
     def flush(self) -> None:
         """Write everything that is pending."""
-        for stream in self._streams:
+        for stream in self._free:
             stream.flush()

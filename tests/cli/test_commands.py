@@ -121,7 +121,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no such recipe": (["plan", "TINY", "--recipe", "nope"], "need a preset"),
     "existing target": (["compress", "TINY", "-o", "TAKEN", *SETTINGS], "exists"),
     "target is the source": (["compress", "TINY", "-o", "TINY", *SETTINGS], "apart from the source"),
-    "target inside the source": (["compress", "TINY", "-o", "TINY/out", *SETTINGS], "apart from the source"),
+    "target inside the source": (["compress", "TINY", "-o", "TINY/out", *SETTINGS], "outside the source"),
     "a step that does not fit": (["plan", "TINY", "--set", "drop_layers.last=7"], "need at least 6"),
     "verify something else": (["verify", "TAKEN"], "TAKEN"),
     "an unknown shape": (["synth", "gemma-3-5b", "-o", "new"], "need a shape like"),
