@@ -1,0 +1,82 @@
+# Everything runs from .venv, which these targets create and fill themselves; nothing has to be activated.
+#   make demo   compress a small model end to end        make lint    style, types, C++ format
+#   make test   the test suite                           make bench   wall time against `cp` of the source
+# Needs Python >= 3.10 with its headers and a C++20 compiler. Another Python: `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ABOUT := $(VENV)/.location
+DEPENDENCIES := $(VENV)/.dependencies
+INSTALLED := $(VENV)/.installed
+NATIVE := $(shell find CMakeLists.txt csrc 2>/dev/null)
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+PYTEST_ARGS ?=
+SHAPE ?= gemma-3-4b-it-qat-4bit
+BENCH_MODEL ?= build/bench/$(SHAPE)
+BENCH_ARGS ?= --runs 5 --naive
+TOKENIZER ?=
+
+# The caller's packages must neither help nor harm.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+venv: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/gemma-surgery demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEPENDENCIES)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(if $(CPP),$(BIN)/clang-format --dry-run -Werror $(CPP))
+
+bench: $(INSTALLED) $(BENCH_MODEL)/config.json
+	$(BIN)/python bench/compress_ratio.py $(BENCH_MODEL) $(BENCH_ARGS)
+
+$(BENCH_MODEL)/config.json: | $(INSTALLED)
+	@mkdir -p $(dir $(BENCH_MODEL))
+	$(BIN)/gemma-surgery synth $(SHAPE) -o $(BENCH_MODEL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+
+# An environment is kept as long as it works and stands where it was made: its scripts hold absolute paths.
+ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(ABOUT) 2>/dev/null),$(CURDIR))
+$(ABOUT): FORCE
+endif
+$(ABOUT):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "need Python 3.10 or newer, got $$($(PYTHON) --version 2>&1) for \`PYTHON=$(PYTHON)\`" >&2; \
+	  echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@if test -e $(ABOUT) || ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	  echo "creating $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo "hint: on Debian and Ubuntu, \`apt-get install python3-venv python3-dev\`" >&2; exit 1; }; \
+	fi
+	@printf '%s\n' "$(CURDIR)" > $@
+
+# The build is not isolated: the extension is compiled against the very MLX that it will run with.
+$(DEPENDENCIES): pyproject.toml tools/requirements.py $(ABOUT)
+	$(BIN)/python -m pip install --quiet 'tomli>=2; python_version < "3.11"'
+	$(BIN)/python tools/requirements.py test lint bench > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
+	@touch $@
+
+$(INSTALLED): $(DEPENDENCIES) $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find gemma_surgery tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
