@@ -69,9 +69,8 @@ class PruneVocabulary(Step):
         rows = draft.tensor(family.embedding).rows.count
         tokenizer = draft.tokenizer()
         selection = vocabulary.select(tokenizer, self._passes(draft, tokenizer), self.fill_rows)
-        keep = selection.keep.copy()
-        # Text-only models share a tokenizer whose image token lies beyond their table.
-        keep[rows:] = False
+        # Text-only models share a tokenizer whose image token lies beyond their table: it stays as it was.
+        keep = selection.keep
         self._check(draft, family, tokenizer, keep, rows)
         kept = vocabulary.kept_ids(keep[:rows])
         draft.take_rows(family.embedding, kept)
@@ -105,7 +104,7 @@ class PruneVocabulary(Step):
         return passes
 
     def _check(self, draft: Draft, family: Gemma3, tokenizer: TokenizerFile, keep: Mask, rows: int) -> None:
-        errors = vocabulary.problems(tokenizer, keep, rows)
+        errors = vocabulary.problems(tokenizer, keep)
         generation = "generation_config.json"
         documents = [draft.source.json_file(generation)] if draft.has_file(generation) else []
         for key, ids in family.token_ids(*documents).items():

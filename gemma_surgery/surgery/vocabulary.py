@@ -136,16 +136,14 @@ def fill(tokenizer: TokenizerFile, keep: Mask, num_rows: int) -> Mask:
     return filled
 
 
-def problems(tokenizer: TokenizerFile, keep: Mask, num_rows: int | None = None) -> list[SurgeryError]:
+def problems(tokenizer: TokenizerFile, keep: Mask) -> list[SurgeryError]:
     """Say why a model could not work with these tokens; empty if it can.
 
     Args:
         tokenizer: the original tokenizer.
         keep: bool [num_ids].
-        num_rows: rows of the table; tokens beyond it could never be used and are not missed.
     """
     found: list[SurgeryError] = []
-    limit = tokenizer.num_ids if num_rows is None else num_rows
     byte_ids = tokenizer.byte_ids[tokenizer.byte_ids >= 0]
     newlines = [i for i, token in enumerate(tokenizer.tokens) if token in TEMPLATE_NEWLINES]
     groups = (
@@ -154,7 +152,7 @@ def problems(tokenizer: TokenizerFile, keep: Mask, num_rows: int | None = None) 
         ("the newline tokens, which the chat template uses", newlines, "typographic"),
     )
     for what, ids, nearest in groups:
-        missing = [token_id for token_id in ids if token_id < limit and not keep[token_id]]
+        missing = [token_id for token_id in ids if not keep[token_id]]
         if missing:
             names = ", ".join(quoted(tokenizer.tokens[token_id]) for token_id in missing[:4])
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
