@@ -114,7 +114,9 @@ def _compress(
 
 
 def _print(result: Result, output: Path) -> None:
-    print_steps(result.plan, result.plan.seconds_by_step(result.outcome.tensor_seconds))
+    print_steps(
+        result.plan, result.plan.seconds_by_step(result.outcome.tensor_seconds, result.outcome.phase_seconds)
+    )
     outcome = result.outcome
     for note in outcome.notes:
         out().print(f"note: {note}")

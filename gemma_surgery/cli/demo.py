@@ -49,7 +49,7 @@ def _demo(folder: Path, json: bool) -> None:
     if json:
         print_json({**summary(plan), "seconds": round(outcome.seconds, 3), "verify": verdict.to_json()})
     else:
-        print_steps(plan, plan.seconds_by_step(outcome.tensor_seconds))
+        print_steps(plan, plan.seconds_by_step(outcome.tensor_seconds, outcome.phase_seconds))
         _print_components(original, open_checkpoint(target))
         for check in verdict.checks:
             out().print(f"verified: {check}")

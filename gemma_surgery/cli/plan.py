@@ -80,7 +80,8 @@ def print_steps(plan: Plan, seconds: dict[str, float]) -> None:
             out().print(f"{step.step}: {note}")
     for requirement in plan.requirements:
         out().print(
-            f"{requirement.step}: checked before writing: `{requirement.first}` is a bit-identical duplicate"
+            f"{requirement.step}: checked on the weights before anything is written: "
+            f"`{requirement.first}` is bit-identical to `{requirement.second}`"
         )
     out().print(f"source {size(plan.source_bytes)}")
     share = 1 - plan.output_bytes / max(1, plan.source_bytes)

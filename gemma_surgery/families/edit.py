@@ -101,7 +101,8 @@ def check_layers(family: Gemma3, kept: list[int]) -> None:
 
 def nearest_image_size(image_size: int, unit: int) -> int:
     """The valid image size (a multiple of `unit` pixels) nearest to `image_size`."""
-    return max(unit, math.floor(image_size / unit + 0.5) * unit)
+    # Of two equally near, the smaller: the step is there to reduce.
+    return max(unit, math.ceil(image_size / unit - 0.5) * unit)
 
 
 def _span(layers: list[int] | range) -> str:

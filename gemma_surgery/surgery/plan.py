@@ -90,12 +90,23 @@ class Plan:
         )
         return list(dict.fromkeys(wanted))
 
-    def seconds_by_step(self, tensor_seconds: Mapping[str, float]) -> dict[str, float]:
-        """Worker seconds per step: a tensor's time belongs to the last step that edited it."""
+    def seconds_by_step(
+        self, tensor_seconds: Mapping[str, float], phase_seconds: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Seconds per step: checks and scores to the steps that asked for them, tensors to their last editor.
+
+        Args:
+            tensor_seconds: worker seconds by tensor.
+            phase_seconds: wall seconds of the phases `checks` and `scores`.
+        """
         total = {step.step: 0.0 for step in self.steps}
+        ranked = {planned.editor for planned in self.tensors if planned.tensor.rows.rankings}
         for planned in self.tensors:
             if planned.editor:
                 total[planned.editor] += tensor_seconds.get(planned.tensor.name, 0.0)
+        for asking, phase in (({r.step for r in self.requirements}, "checks"), (ranked, "scores")):
+            for step in asking & set(total):
+                total[step] += phase_seconds.get(phase, 0.0) / len(asking)
         return total
 
     @cached_property
