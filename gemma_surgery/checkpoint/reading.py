@@ -76,15 +76,6 @@ class SourceFiles:
         with self._count_lock:
             self.read_bytes += size_bytes
 
-    def will_need(self, file: str, offset: int, size_bytes: int) -> None:
-        """Tell the system that a range is read soon; does nothing where it cannot be told."""
-        if sys.platform == "linux":
-            os.posix_fadvise(self._fd(file), offset, size_bytes, os.POSIX_FADV_WILLNEED)
-
-    def fileno(self, file: str) -> int:
-        """Return the read-only file descriptor of a weight file, for kernel-side copies."""
-        return self._fd(file)
-
     def _fd(self, file: str) -> int:
         fd = self._fds.get(file)
         if fd is None:

@@ -11,9 +11,8 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -34,7 +33,6 @@ from gemma_surgery.checkpoint.weights_file import WeightsFile, read_pages, sync_
 from gemma_surgery.checkpoint.wording import literal
 from gemma_surgery.errors import SurgeryError
 
-COPY_BYTES = 1024 * 1024
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -202,21 +200,6 @@ class OutputFolder:
         """
         self._write_whole(name, [data])
 
-    def copy_file(self, source: Path, name: str) -> None:
-        """Copy a file into the output, following links.
-
-        Raises:
-            SurgeryError: the source cannot be read, a full disk or a failing one.
-        """
-        try:
-            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            _refuse(f"cannot read `{source}`: {os_reason(error)}")
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                _refuse(f"need a regular file to copy, got something else at `{source}`")
-            self._write_whole(name, iter(lambda: _read_source(file.read, source), b""))
-
     def commit(self, manifest: bytes, manifest_name: str = MANIFEST_NAME) -> None:
         """Make the output durable and give it its name.
 
@@ -374,13 +357,6 @@ def _start_or_continue(
         remove_tree(places.partial)
     places.partial.mkdir()
     journal.start(fingerprint)
-
-
-def _read_source(read: Callable[[int], bytes], source: Path) -> bytes:
-    try:
-        return read(COPY_BYTES)
-    except OSError as error:
-        _refuse(f"cannot read `{source}`: {os_reason(error)}")
 
 
 def _release(journal: Journal, places: Places) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gemma_surgery.checkpoint.page_edges import PAGE_BYTES
+from gemma_surgery.checkpoint.weights_file import aligned_buffer
 from gemma_surgery.surgery.plan import Placed
 
-PAGE_BYTES = 4096
 # One tile of source or of output: fits in a core's second-level cache beside its counterpart.
 TILE_BYTES = 1 << 20
 # What one write hands to the disk: unbuffered writes below this wait more than they transfer.
@@ -47,16 +47,13 @@ class Buffer:
     """Page-aligned memory that a worker reuses from tile to tile."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._allocate(size_bytes)
+        self.view = aligned_buffer(size_bytes)
 
     def at_least(self, size_bytes: int) -> memoryview:
         """The first `size_bytes` bytes; a buffer that is too small is replaced."""
         if size_bytes > len(self.view):
-            self._allocate(size_bytes)
+            self.view = aligned_buffer(size_bytes)
         return self.view[:size_bytes]
-
-    def _allocate(self, size_bytes: int) -> None:
-        self.view = memoryview(mmap.mmap(-1, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
 
 
 class FileStream:

@@ -126,18 +126,3 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
         ):
             with pytest.raises(SurgeryError, match="need a plain, visible file name"):
                 write()
-
-
-def test_copied_files_are_equal_and_links_are_followed(tmp_path: Path) -> None:
-    source = tmp_path / "tokenizer.json"
-    source.write_bytes(BODY.tobytes())
-    (tmp_path / "link").symlink_to(source)
-    with OutputFolder.begin(tmp_path / "out", "f", 0) as folder:
-        folder.copy_file(tmp_path / "link", "tokenizer.json")
-        with pytest.raises(SurgeryError, match=r"cannot read `.*absent`: no such file"):
-            folder.copy_file(tmp_path / "absent", "x")
-        with pytest.raises(SurgeryError, match="need a regular file to copy"):
-            folder.copy_file(Path("/dev/null"), "x")
-        folder.commit(b"{}")
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == BODY.tobytes()
-    assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
