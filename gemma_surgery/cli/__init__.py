@@ -8,7 +8,7 @@ import typer
 
 from gemma_surgery import __version__
 from gemma_surgery.cli import compress, demo, doctor, inspect, plan, synth, verify
-from gemma_surgery.errors import SurgeryError
+from gemma_surgery.errors import SurgeryError, SurgeryErrors
 
 app = typer.Typer(
     name="gemma-surgery",
@@ -43,7 +43,8 @@ def main() -> None:
     try:
         app()
     except SurgeryError as error:
-        _fail(f"error: {error}", 2)
+        problems = error.errors if isinstance(error, SurgeryErrors) else [error]
+        _fail("\n".join(f"error: {problem}" for problem in problems), 2)
     except KeyboardInterrupt:
         _fail("interrupted; finished tensors are kept for --resume", 130)
     except BrokenPipeError:
