@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "arrays.h"
+#include "bind_tokenizer.h"
 #include "cpu/checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/encoding.h"
@@ -198,6 +199,7 @@ void bind_encoding(nb::module_& m) {
 NB_MODULE(_ext, m) {
   m.doc() = "Native kernels of gemma-surgery.";
   bind_encoding(m);
+  bind_tokenizer(m);
 
   m.def(
       "requantize",

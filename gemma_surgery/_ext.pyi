@@ -1,4 +1,4 @@
-"""Types of the native module; see `csrc/bindings.cpp`.
+"""Types of the native module; see `csrc/bindings.cpp` and `csrc/bind_tokenizer.cpp`.
 
 A buffer is any C-contiguous NumPy array (or object with the buffer protocol): only its
 size in bytes is checked against what the shapes say. ``ValueError`` names what is wrong.
@@ -54,7 +54,14 @@ def requantize(
     isa: str | None = None,
     threads: int = 1,
     refine: bool = False,
-) -> None: ...
+) -> None:
+    """Decode rows to float32, take columns (-1: zero), encode them into the output buffers.
+
+    `refine` searches for a better scale and bias of affine groups by least squares; no group
+    gets a larger squared error by it. The bytes are the same on every instruction set and
+    thread count.
+    """
+
 def gather_rows(source: _Buffer, row_bytes: int, indices: NDArray[np.int32], out: _Buffer) -> None: ...
 def gather_units(
     source: _Buffer,
@@ -74,7 +81,15 @@ def row_square_sums(
     out: NDArray[np.float64],
     *,
     isa: str | None = None,
-) -> None: ...
+) -> None:
+    """Fill out[rows] (float64) with the sums of squares of the rows.
+
+    Affine and symmetric sources: of the real values code * scale + bias, not of their float32
+    roundings; per group scale^2 * sum(code^2) + 2 * scale * bias * sum(code) + n * bias^2 in
+    float64 with exact integer sums. Others: of the float32 values. 16 lanes (of groups, or of
+    columns), then a tree: the same bits on every instruction set.
+    """
+
 def column_square_sums(
     weight: _Buffer,
     scales: _Buffer | None,
@@ -85,7 +100,31 @@ def column_square_sums(
     out: NDArray[np.float64],
     *,
     isa: str | None = None,
-) -> None: ...
+) -> None:
+    """Add the squares of the float32 values of each column to out[cols] (float64).
+
+    Rows are added strictly in order, so tiles of rows may come in several calls.
+    """
+
+class TokenTable:
+    def __init__(self, tokens: list[str | None]) -> None: ...
+    @property
+    def num_ids(self) -> int: ...
+    def add(self, token: str, id: int) -> bool: ...
+    def find(self, token: str) -> int: ...
+    def token(self, id: int) -> str | None: ...
+    def tokens(self) -> list[str | None]: ...
+    def starting_with(self, prefix: str) -> NDArray[np.int32]: ...
+    def lengths(self) -> NDArray[np.int32]: ...
+    def classes(self, table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None: ...
+    def vocab_json(self, ids: NDArray[np.int32], keep: NDArray[np.bool_]) -> bytes: ...
+    def merges_json(self, merges: NDArray[np.int32], pairs: bool, keep: NDArray[np.bool_]) -> bytes: ...
+
+def scan_tokenizer(
+    data: _Buffer, limit: int
+) -> (
+    tuple[TokenTable, NDArray[np.int32], NDArray[np.int32], bool, tuple[int, int], tuple[int, int]] | None
+): ...
 def equal_bytes(a: _Buffer, b: _Buffer) -> bool: ...
 def cpu_features() -> dict[str, bool]: ...
 def available_isas() -> list[str]: ...

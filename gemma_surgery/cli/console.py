@@ -1,4 +1,7 @@
-"""What commands share: tables and JSON to stdout, progress and remarks to stderr."""
+"""What commands share: tables and JSON to stdout, progress and remarks to stderr.
+
+rich is imported where it is used: a program that asks for `--json` need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 # Lines between two plain progress reports, as shares of the whole.
 PLAIN_STEP = 0.1
@@ -27,11 +23,15 @@ GIB = 1 << 30
 
 def out() -> Console:
     """Data: stdout."""
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def remarks() -> Console:
     """Everything that is not data: stderr."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -42,6 +42,8 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
     """A table whose columns are (heading, `left` or `right`)."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
     for heading, justify in columns:
         table.add_column(
@@ -78,6 +80,15 @@ class TransferProgress:
         self._total, self._done, self._next, self._begin = total_bytes, 0, PLAIN_STEP, time.perf_counter()
         if self._quiet or not sys.stderr.isatty():
             return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
         self._bar = Progress(
             TextColumn(self._label),
             BarColumn(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,9 +122,9 @@ class PruneVocabulary(Step):
             raise SurgeryErrors(errors)
 
     def _write_tokenizer(self, draft: Draft, tokenizer: TokenizerFile, keep: Mask) -> None:
-        source = hashlib.sha256((draft.source.path / "tokenizer.json").read_bytes())
-        source.update(np.packbits(keep).tobytes())
-        draft.generated["tokenizer.json"] = GeneratedFile(lambda: pruned(tokenizer, keep), source.hexdigest())
+        draft.generated["tokenizer.json"] = GeneratedFile(
+            lambda: pruned(tokenizer, keep), tokenizer.fingerprint(keep)
+        )
         for name, prune in (
             ("tokenizer_config.json", pruned_tokenizer_config),
             ("added_tokens.json", pruned_added_tokens),

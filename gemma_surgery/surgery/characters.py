@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
+
+from gemma_surgery._native import ext
 
 ASCII = 1
 NEWLINE = 2
@@ -57,20 +57,13 @@ def character_table(space: str) -> npt.NDArray[np.uint8]:
     return table
 
 
-def token_classes(tokens: Sequence[str | None], space: str) -> npt.NDArray[np.uint8]:
+def token_classes(table: ext.TokenTable, space: str) -> npt.NDArray[np.uint8]:
     """Return uint8 [num_ids], the union of the character classes in every token, 0 where there is none.
 
     Args:
-        tokens: surface forms by id.
+        table: the tokens' surface forms.
         space: the character that stands for a space in them.
     """
-    surfaces = [token or "" for token in tokens]
-    text = "".join(surfaces)
-    code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    # The extra element keeps the last start inside the array; empty tokens are mended below.
-    classes = np.append(character_table(space)[code_points], np.uint8(0))
-    lengths = np.fromiter(map(len, surfaces), np.int64, len(surfaces))
-    starts = np.cumsum(lengths) - lengths
-    union = np.bitwise_or.reduceat(classes, starts)
-    union[lengths == 0] = 0
-    return union
+    classes = np.empty(table.num_ids, np.uint8)
+    table.classes(character_table(space), classes)
+    return classes

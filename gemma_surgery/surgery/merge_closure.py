@@ -82,7 +82,9 @@ def settled(tokenizer: TokenizerFile, keep: Mask) -> Mask:
     # Parts are shorter than what they make, so one pass by length settles everything.
     merges = tokenizer.merges[~ready[tokenizer.merges[:, 2]]]
     ready &= keep
-    made_lengths = tokenizer.lengths[merges[:, 2]]
+    # NumPy sorts 16-bit keys by radix, in a tenth of the time; nothing is longer in a real vocabulary.
+    longest = int(tokenizer.lengths.max(initial=0))
+    made_lengths = tokenizer.lengths.astype(np.min_scalar_type(longest))[merges[:, 2]]
     order = np.argsort(made_lengths, kind="stable")
     merges = merges[order]
     cuts = np.flatnonzero(np.diff(made_lengths[order])) + 1

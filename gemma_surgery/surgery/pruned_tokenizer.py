@@ -9,7 +9,6 @@ import numpy.typing as npt
 import orjson
 
 from gemma_surgery.errors import SurgeryError
-from gemma_surgery.surgery.merge_closure import kept_merges
 from gemma_surgery.surgery.tokenizer import TokenizerFile
 from gemma_surgery.surgery.tokenizer_json import json_list, json_object, quoted
 
@@ -17,7 +16,6 @@ Mask = npt.NDArray[np.bool_]
 
 # SentencePiece models index pieces by position: this file would go on producing pruned ids.
 STALE_FILES = ("tokenizer.model",)
-BLOCK_MERGES = 1 << 14
 
 
 def pruned(tokenizer: TokenizerFile, keep: Mask) -> bytes:
@@ -38,10 +36,11 @@ def pruned(tokenizer: TokenizerFile, keep: Mask) -> bytes:
     document = dict(tokenizer.skeleton)
     model = dict(json_object(document["model"], tokenizer.where, "`model`"))
     _check_references(tokenizer, model, keep)
-    tokens = tokenizer.tokens
+    table, mask = tokenizer.table, np.ascontiguousarray(keep, np.bool_)
     ids = np.concatenate((tokenizer.vocab_ids, _added_only(tokenizer)))
-    model["vocab"] = {tokens[i]: i for i in ids[keep[ids]].tolist()}
-    model["merges"] = orjson.Fragment(b"[" + b",".join(_merge_blocks(tokenizer, keep)) + b"]")
+    model["vocab"] = orjson.Fragment(table.vocab_json(ids, mask))
+    merges = tokenizer.merges.reshape(-1)
+    model["merges"] = orjson.Fragment(table.merges_json(merges, tokenizer.merge_pairs, mask))
     document["model"] = model
     if "added_tokens" in document:
         entries = json_list(document["added_tokens"], tokenizer.where, "`added_tokens`")
@@ -96,31 +95,20 @@ def pruned_added_tokens(added: dict[str, object], keep: Mask) -> dict[str, objec
 
 
 def _added_only(tokenizer: TokenizerFile) -> npt.NDArray[np.int32]:
-    ids = np.array([added.token_id for added in tokenizer.added], np.int32)
-    return np.setdiff1d(ids, tokenizer.vocab_ids)
-
-
-def _merge_blocks(tokenizer: TokenizerFile, keep: Mask) -> Iterator[bytes]:
-    """Yield the kept merges as the insides of JSON lists, a block at a time to bound the memory."""
-    table = tokenizer.merges[kept_merges(tokenizer, keep)]
-    tokens = [token or "" for token in tokenizer.tokens]
-    for start in range(0, len(table), BLOCK_MERGES):
-        block = table[start : start + BLOCK_MERGES]
-        left = [tokens[i] for i in block[:, 0].tolist()]
-        right = [tokens[i] for i in block[:, 1].tolist()]
-        if tokenizer.merge_pairs:
-            yield orjson.dumps(list(zip(left, right, strict=True)))[1:-1]
-        else:
-            yield orjson.dumps([f"{a} {b}" for a, b in zip(left, right, strict=True)])[1:-1]
+    """Return the ids of added tokens that the vocabulary lacks, ascending."""
+    mask = tokenizer.exists.copy()
+    mask[tokenizer.vocab_ids] = False
+    return np.flatnonzero(mask).astype(np.int32)
 
 
 def _check_references(tokenizer: TokenizerFile, model: dict[str, object], keep: Mask) -> None:
-    ids = {token: token_id for token_id, token in enumerate(tokenizer.tokens) if keep[token_id]}
+    references = list(_post_processor_tokens(tokenizer))
     unknown = model.get("unk_token")
-    if isinstance(unknown, str) and unknown not in ids:
-        _refuse("the unknown token", unknown, tokenizer.where)
-    for what, token in _post_processor_tokens(tokenizer):
-        if token not in ids:
+    if isinstance(unknown, str):
+        references.insert(0, ("the unknown token", unknown))
+    for what, token in references:
+        token_id = tokenizer.find(token)
+        if token_id is None or not keep[token_id]:
             _refuse(what, token, tokenizer.where)
 
 

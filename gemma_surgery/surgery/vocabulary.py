@@ -145,7 +145,8 @@ def problems(tokenizer: TokenizerFile, keep: Mask) -> list[SurgeryError]:
     """
     found: list[SurgeryError] = []
     byte_ids = tokenizer.byte_ids[tokenizer.byte_ids >= 0]
-    newlines = [i for i, token in enumerate(tokenizer.tokens) if token in TEMPLATE_NEWLINES]
+    found_newlines = (tokenizer.find(token) for token in TEMPLATE_NEWLINES)
+    newlines = sorted(token_id for token_id in found_newlines if token_id is not None)
     groups = (
         ("the special tokens, which frame every prompt", tokenizer.special_ids.tolist(), "special"),
         ("all byte tokens, which spell every other character", byte_ids.tolist(), "special"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ import pytest
 from tokenizer_cases import IMAGE, SPECIAL, UNUSED, encoded, small_document, small_reference, small_tokenizer
 
 from gemma_surgery.errors import SurgeryError
+from gemma_surgery.surgery import tokenizer as tokenizer_module
 from gemma_surgery.surgery import tokenizer_json
 from gemma_surgery.surgery.tokenizer import TokenizerFile
+
+
+@pytest.fixture(params=["native", "python"], autouse=True)
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs with the native scanner, and with the reader in Python alone."""
+    if request.param == "python":
+        monkeypatch.setattr(tokenizer_module, "scan_tables", lambda *_: None)
+    return str(request.param)
 
 
 def test_tables_agree_with_the_tokenizers_library() -> None:
@@ -86,10 +96,39 @@ def test_holes_in_the_ids_are_allowed() -> None:
     del document["model"]["vocab"]["<b>"]
     document["added_tokens"] = [e for e in document["added_tokens"] if e["content"] != "<b>"]
     parsed = TokenizerFile.parse(encoded(document), "t")
-    hole = small_tokenizer().tokens.index("<b>")
+    hole = small_tokenizer().find("<b>")
+    assert hole is not None
     assert parsed.tokens[hole] is None
     assert not parsed.exists[hole]
     assert parsed.exists.sum() == parsed.num_ids - 1
+
+
+def test_an_added_token_is_no_byte_token() -> None:
+    document = small_document()
+    del document["model"]["vocab"]["<0x41>"]
+    document["model"]["byte_fallback"] = False
+    document["added_tokens"].append({"id": 5000, "content": "<0x41>", "special": False})
+    parsed = TokenizerFile.parse(encoded(document), "t")
+    assert parsed.byte_ids[0x41] == -1
+    assert parsed.byte_ids[0x42] == small_tokenizer().byte_ids[0x42]
+    assert parsed.find("<0x41>") == 5000
+
+
+def test_unused_tokens_may_count_in_any_digits() -> None:
+    document = small_document()
+    vocab = document["model"]["vocab"]
+    for token in ("<unused٣>", "<unused>", "<unused4", "<unused5>x", "<unusedx6>"):
+        vocab[token] = len(vocab) + 10
+    parsed = TokenizerFile.parse(encoded(document), "t")
+    assert [parsed.tokens[i] for i in parsed.unused_ids] == [*UNUSED, "<unused٣>"]
+
+
+def test_fingerprint_is_the_hash_of_file_and_mask() -> None:
+    data, keep = encoded(small_document()), np.arange(small_tokenizer().num_ids) % 3 == 0
+    expected = hashlib.sha256(data + np.packbits(keep).tobytes()).hexdigest()
+    parsed = TokenizerFile.parse(data, "t")
+    assert parsed.fingerprint(keep) == parsed.fingerprint(keep) == expected
+    assert parsed.fingerprint(~keep) != expected
 
 
 def test_missing_file_is_one_sentence(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tokenizer_cases import (
     surfaces,
 )
 
+from gemma_surgery._native import ext
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.surgery import corpus
 from gemma_surgery.surgery.characters import (
@@ -48,9 +49,9 @@ def test_token_classes_are_the_union_over_characters() -> None:
         ASCII, 0, 0, NEWLINE, TAB | NEWLINE, LATIN, TYPOGRAPHIC | ASCII, PICTOGRAPH, OTHER, OTHER,
         TYPOGRAPHIC, LATIN | PICTOGRAPH, OTHER,
     ]  # fmt: skip
-    assert token_classes(tokens, "▁").tolist() == classes
-    assert token_classes(["", None], "▁").tolist() == [0, 0]
-    assert token_classes(["▁"], " ").tolist() == [OTHER]
+    assert token_classes(ext.TokenTable(tokens), "▁").tolist() == classes
+    assert token_classes(ext.TokenTable([None, ""]), "▁").tolist() == [0, 0]
+    assert token_classes(ext.TokenTable(["▁"]), " ").tolist() == [OTHER]
 
 
 def test_ascii_is_printable_ascii_without_unused_tokens() -> None:

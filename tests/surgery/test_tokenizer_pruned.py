@@ -14,6 +14,7 @@ from tokenizer_cases import (
     TEXT,
     encoded,
     mask_of,
+    pruned_in_python,
     random_keep,
     small_document,
     small_reference,
@@ -23,7 +24,7 @@ from tokenizer_cases import (
 from tokenizers import Tokenizer
 
 from gemma_surgery.errors import SurgeryError
-from gemma_surgery.surgery.keep_sets import keep_pass
+from gemma_surgery.surgery.keep_sets import keep_pass, special
 from gemma_surgery.surgery.merge_closure import close_under_merges
 from gemma_surgery.surgery.pruned_tokenizer import (
     STALE_FILES,
@@ -59,6 +60,38 @@ def test_kept_tokens_and_merges_stay_in_order_and_the_rest_goes() -> None:
     assert list(after["model"]) == list(before["model"])
     untouched = set(before) - {"added_tokens", "model"}
     assert {key: after[key] for key in untouched} == {key: before[key] for key in untouched}
+
+
+STRANGE = [
+    '"',
+    "\\",
+    "/",
+    "\b",
+    "\f",
+    "\n",
+    "\r",
+    "\t",
+    "\0",
+    "\x1f",
+    "\x7f",
+    "\u2028",
+    "é",
+    "👍",
+    "\U0010ffff",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.3, 0.9, 1.0]), pairs=st.booleans())
+def test_bytes_are_those_of_dumping_the_pruned_tree(seed: int, share: float, pairs: bool) -> None:
+    document = small_document(pairs)
+    vocab, merges = document["model"]["vocab"], document["model"]["merges"]
+    for token in [*STRANGE, *(a + b for a in STRANGE for b in STRANGE)]:
+        vocab.setdefault(token, len(vocab) + 1)
+    merges += [[a, b] if pairs else f"{a} {b}" for a in STRANGE for b in STRANGE]
+    tokenizer = TokenizerFile.parse(encoded(document, None), "t")
+    keep = (np.random.default_rng(seed).random(tokenizer.num_ids) < share) | special(tokenizer)
+    assert pruned(tokenizer, keep) == pruned_in_python(tokenizer, keep)
 
 
 def test_merges_keep_their_style() -> None:

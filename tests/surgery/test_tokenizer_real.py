@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizer_cases import REAL_TOKENIZER
+from tokenizer_cases import REAL_TOKENIZER, pruned_in_python
 from tokenizers import Tokenizer
 
 from gemma_surgery.surgery.keep_sets import keep_pass
@@ -95,6 +95,10 @@ def test_published_row_count_is_reached_by_filling(real: Real) -> None:
     assert problems(real.tokenizer, selection.keep) == []
     mapping = token_map(selection.keep, ROWS)
     assert (mapping.size, mapping.max(), mapping[IMAGE_ID]) == (ROWS, 144_256, 144_256)
+
+
+def test_bytes_are_those_of_dumping_the_pruned_tree(real: Real) -> None:
+    assert pruned(real.tokenizer, real.english.keep) == pruned_in_python(real.tokenizer, real.english.keep)
 
 
 def test_every_kept_token_is_encoded_as_before(real: Real) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from gemma_surgery.surgery.keep_sets import special
@@ -146,3 +147,17 @@ def random_keep(seed: int, share: float) -> np.ndarray:
 
 def surfaces(tokenizer: TokenizerFile, mask: np.ndarray) -> set[str]:
     return {tokenizer.tokens[token_id] or "" for token_id in np.flatnonzero(mask)}
+
+
+def pruned_in_python(tokenizer: TokenizerFile, keep: np.ndarray) -> bytes:
+    """The same file from dictionaries and lists."""
+    tokens = tokenizer.tokens
+    added_only = sorted({added.token_id for added in tokenizer.added} - set(tokenizer.vocab_ids.tolist()))
+    vocab = {tokens[i]: i for i in [*tokenizer.vocab_ids.tolist(), *added_only] if keep[i]}
+    pairs = [[tokens[a], tokens[b]] for a, b, made in tokenizer.merges if keep[[a, b, made]].all()]
+    merges = pairs if tokenizer.merge_pairs else [" ".join(pair) for pair in pairs]  # type: ignore[arg-type]
+    document = dict(tokenizer.skeleton)
+    document["model"] = {**document["model"], "vocab": vocab, "merges": merges}  # type: ignore[dict-item]
+    entries = zip(document["added_tokens"], tokenizer.added, strict=True)  # type: ignore[call-overload]
+    document["added_tokens"] = [entry for entry, added in entries if keep[added.token_id]]
+    return orjson.dumps(document)
