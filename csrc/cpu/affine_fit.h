@@ -58,19 +58,23 @@ static float group_error(const float* values, int group, Fit fit, int last_code)
   return sum_lanes(sums);
 }
 
+// Least and greatest value of each group; false when one is infinite or not a number.
 template <int kGroup>
-static void group_ranges(const float* values, int64_t groups, float* minima, float* maxima) {
+static bool group_ranges(const float* values, int64_t groups, float* minima, float* maxima) {
+  Words worst = {};
   for (int64_t g = 0; g < groups; ++g) {
     Floats low = load<Floats>(values + g * kGroup);
     Floats high = low;
+    worst = larger_magnitude(worst, bits_of(absolute(low)));
     for (int i = kWidth; i < kGroup; i += kWidth) {
       const Floats value = load<Floats>(values + g * kGroup + i);
       low = minimum(low, value);
       high = maximum(high, value);
+      worst = larger_magnitude(worst, bits_of(absolute(value)));
     }
-    minima[g] = lowest_lane(low);
-    maxima[g] = highest_lane(high);
+    lowest_highest(low, high, minima + g, maxima + g);
   }
+  return highest_bits(worst) < kInfinityBits;
 }
 
 // Returns true when every scale and bias is finite in the stored dtype.

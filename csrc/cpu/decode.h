@@ -8,6 +8,7 @@
 #include "cpu/codes.h"
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
+#include "cpu/nibbles.h"
 
 namespace gemma_surgery::cpu::GS_ISA {
 
@@ -38,17 +39,19 @@ static void decode_dense(Dtype dtype, const uint8_t* from, int64_t count, float*
 }
 
 template <int kGroup>
-static void decode_affine(
-    const uint8_t* codes,
-    const float* scales,
-    const float* biases,
-    int64_t groups,
-    float* out) {
+static void
+decode_affine(int bits, const uint8_t* packed, const Scratch& scratch, int64_t groups, float* out) {
+  if constexpr (kNibbles) {
+    if (bits == 4) {
+      return decode_nibbles<kGroup>(packed, scratch.scales, scratch.biases, groups, out);
+    }
+  }
+  unpack_codes(bits, packed, groups * kGroup, scratch.codes);
   for (int64_t g = 0; g < groups; ++g) {
-    const Floats scale = splat(scales[g]);
-    const Floats bias = splat(biases[g]);
+    const Floats scale = splat(scratch.scales[g]);
+    const Floats bias = splat(scratch.biases[g]);
     for (int i = 0; i < kGroup; i += kWidth) {
-      const Floats code = to_floats(widen_bytes(codes + g * kGroup + i));
+      const Floats code = to_floats(widen_bytes(scratch.codes + g * kGroup + i));
       store(out + g * kGroup + i, code * scale + bias);
     }
   }
@@ -84,19 +87,19 @@ static void decode_row(
     return decode_dense(encoding.dtype, weight, cols, out);
   }
   const int64_t groups = cols / encoding.group_size;
-  unpack_codes(encoding.bits, weight, cols, scratch.codes);
   if (encoding.dtype == Dtype::U8) {
+    unpack_codes(encoding.bits, weight, cols, scratch.codes);
     return decode_mx(encoding, scratch.codes, scales, groups, out);
   }
   decode_dense(encoding.dtype, scales, groups, scratch.scales);
   decode_dense(encoding.dtype, biases, groups, scratch.biases);
   switch (encoding.group_size) {
     case 32:
-      return decode_affine<32>(scratch.codes, scratch.scales, scratch.biases, groups, out);
+      return decode_affine<32>(encoding.bits, weight, scratch, groups, out);
     case 64:
-      return decode_affine<64>(scratch.codes, scratch.scales, scratch.biases, groups, out);
+      return decode_affine<64>(encoding.bits, weight, scratch, groups, out);
     default:
-      return decode_affine<128>(scratch.codes, scratch.scales, scratch.biases, groups, out);
+      return decode_affine<128>(encoding.bits, weight, scratch, groups, out);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "cpu/affine_fit.h"
 #include "cpu/codes.h"
+#include "cpu/nibbles.h"
 #include "cpu/refine.h"
 
 namespace gemma_surgery::cpu::GS_ISA {
@@ -18,10 +19,7 @@ static int64_t first_non_finite(const float* values, int64_t count) {
   for (; i + kWidth <= count; i += kWidth) {
     worst = larger_magnitude(worst, load<Words>(values + i) & kMagnitudeBits);
   }
-  uint32_t largest = 0;
-  for (int lane = 0; lane < kWidth; ++lane) {
-    largest = worst[lane] > largest ? worst[lane] : largest;
-  }
+  const uint32_t largest = highest_bits(worst);
   if (largest < kInfinityBits && i == count) {
     return -1;
   }
@@ -67,26 +65,41 @@ static int64_t encode_dense(const float* values, int64_t count, uint8_t* out) {
   return overflow;
 }
 
-// Nearest codes for `scales` and `biases` as stored, one byte each. Where the fit was not
-// rounded, a true division gives MLX's own codes bit for bit.
+// Nearest codes for `scales` and `biases` as stored, packed. Where the fit was not rounded,
+// a true division gives MLX's own codes bit for bit.
 template <bool kDivide>
-static void nearest_codes(
+static void pack_nearest(
     const float* values,
     int64_t groups,
-    int group,
-    float last_code,
-    const Scratch& scratch) {
+    const Encoding& encoding,
+    const Scratch& scratch,
+    uint8_t* out) {
+  const int group = encoding.group_size;
+  const float last_code = (float)((1 << encoding.bits) - 1);
   for (int64_t g = 0; g < groups; ++g) {
     const Floats bias = splat(scratch.biases[g]);
     const Floats inverse = splat(scratch.inverses[g]);
     const Floats scale = splat(scratch.scales[g]);
     const bool divide = kDivide && scratch.scales[g] != 0.0f;
-    for (int i = 0; i < group; i += kWidth) {
-      const Floats value = load<Floats>(values + g * group + i);
-      const Floats steps = divide ? (value - bias) / scale : (value - bias) * inverse;
-      const Floats code = minimum(maximum(steps, splat(0.0f)), splat(last_code));
-      narrow_bytes(scratch.codes + g * group + i, code_bits(code));
+    const float* from = values + g * group;
+    const auto steps_at = [&](int i) {
+      const Floats above = load<Floats>(from + i) - bias;
+      return minimum(divide ? above / scale : above * inverse, splat(last_code));
+    };
+    if constexpr (kNibbles) {
+      if (encoding.bits == 4 && group % kPackedNibbles == 0) {
+        for (int i = 0; i < group; i += kPackedNibbles) {
+          const auto steps = [&](int part) { return steps_at(i + part * kWidth); };
+          pack_nibbles(steps, out + (g * group + i) / 2);
+        }
+        continue;
+      }
     }
+    for (int i = 0; i < group; i += kWidth) {
+      const Floats code = maximum(steps_at(i), splat(0.0f));
+      narrow_bytes(scratch.codes + i, code_bits(code));
+    }
+    pack_codes(encoding.bits, scratch.codes, group, out + g * group * encoding.bits / 8);
   }
 }
 
@@ -103,23 +116,19 @@ static EncodeResult encode_affine(
   const int bits = encoding.bits;
   const bool symmetric = encoding.mode == Mode::Symmetric;
   const int64_t groups = cols / group;
-  const int64_t non_finite = first_non_finite(values, cols);
-  if (non_finite >= 0) {
-    return {non_finite, Fault::NonFinite};
+  const auto ranges = group == 32   ? group_ranges<32>
+                      : group == 64 ? group_ranges<64>
+                                    : group_ranges<128>;
+  if (!ranges(values, groups, scratch.minima, scratch.maxima)) {
+    return {first_non_finite(values, cols), Fault::NonFinite};
   }
-  if (group == 32) {
-    group_ranges<32>(values, groups, scratch.minima, scratch.maxima);
-  } else if (group == 64) {
-    group_ranges<64>(values, groups, scratch.minima, scratch.maxima);
-  } else {
-    group_ranges<128>(values, groups, scratch.minima, scratch.maxima);
-  }
-  for (int64_t g = groups; g < groups + kLanes; ++g) {
+  const int64_t filled = (groups + kSlack - 1) / kSlack * kSlack;
+  for (int64_t g = groups; g < filled; ++g) {
     scratch.minima[g] = 0.0f;
     scratch.maxima[g] = 0.0f;
   }
-  bool in_range = symmetric ? fit_symmetric<kDtype>(scratch, groups, bits)
-                            : fit_affine<kDtype>(scratch, groups, bits);
+  const bool in_range = symmetric ? fit_symmetric<kDtype>(scratch, filled, bits)
+                                  : fit_affine<kDtype>(scratch, filled, bits);
   if (!in_range) {
     for (int64_t g = 0; g < groups; ++g) {
       const bool fits = __builtin_isfinite(scratch.scales[g]) &&
@@ -148,8 +157,7 @@ static EncodeResult encode_affine(
     refine_groups<kDtype>(encoding, values, groups, padded, scratch);
   }
   constexpr bool kDivide = kDtype == Dtype::F32;
-  nearest_codes<kDivide>(values, groups, group, (float)((1 << bits) - 1), scratch);
-  pack_codes(bits, scratch.codes, cols, out.weight);
+  pack_nearest<kDivide>(values, groups, encoding, scratch, out.weight);
   encode_dense<kDtype>(scratch.scales, groups, out.scales);
   encode_dense<kDtype>(scratch.biases, groups, out.biases);
   return {-1, Fault::None};

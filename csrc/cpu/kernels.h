@@ -10,11 +10,11 @@
 
 namespace gemma_surgery::cpu {
 
-// The widest vector that a kernel may read or write past the end of a scratch row.
+// Lanes of every float sum, and of the widest vector.
 inline constexpr int64_t kLanes = 16;
 
-// Group arrays that the refinement of affine groups needs.
-inline constexpr int64_t kRefineArrays = 12;
+// Elements that a kernel may read or write past the end of a scratch array.
+inline constexpr int64_t kSlack = 32;
 
 enum class Fault : uint8_t {
   None,
@@ -27,7 +27,7 @@ struct EncodeResult {
   Fault fault;
 };
 
-// Buffers of one worker. Every array has room for kLanes elements more than named.
+// Buffers of one worker. Every array has room for kSlack elements more than named.
 struct Scratch {
   float* values;    // [cols] decoded source row, then one zero for padding
   float* gathered;  // [target cols]
@@ -37,7 +37,6 @@ struct Scratch {
   float* inverses;  // [groups] 1 / scale
   float* minima;    // [groups]
   float* maxima;    // [groups]
-  float* refine;    // [kRefineArrays][groups]
 };
 
 struct EncodedRow {
@@ -72,11 +71,25 @@ struct Kernels {
   // out[i] = source[columns[i]]; every column is in range.
   void (*gather)(const float* source, const int32_t* columns, int64_t count, float* out);
 
-  // Sum of squares in double: 16 lanes by column, then a fixed tree.
-  double (*square_sum)(const float* values, int64_t count);
+  // Sum of the squares of `cols` columns in double: of the float32 values, or, for affine
+  // codes, of code * scale + bias without the roundings to float32.
+  double (*row_square_sum)(
+      const Encoding& encoding,
+      const uint8_t* weight,
+      const uint8_t* scales,
+      const uint8_t* biases,
+      int64_t cols,
+      const Scratch& scratch);
 
-  // out[i] += values[i]^2 in double.
-  void (*add_squares)(const float* values, int64_t count, double* out);
+  // out[i] += the square of float32 value i, in double.
+  void (*add_row_squares)(
+      const Encoding& encoding,
+      const uint8_t* weight,
+      const uint8_t* scales,
+      const uint8_t* biases,
+      int64_t cols,
+      const Scratch& scratch,
+      double* out);
 };
 
 }  // namespace gemma_surgery::cpu

@@ -12,8 +12,8 @@ const Kernels k_avx2_kernels = {
     avx2::decode_row,
     avx2::encode_row,
     avx2::gather,
-    avx2::square_sum,
-    avx2::add_squares,
+    avx2::row_square_sum,
+    avx2::add_row_squares,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -12,8 +12,8 @@ const Kernels k_avx512_kernels = {
     avx512::decode_row,
     avx512::encode_row,
     avx512::gather,
-    avx512::square_sum,
-    avx512::add_squares,
+    avx512::row_square_sum,
+    avx512::add_row_squares,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -12,8 +12,8 @@ const Kernels k_neon_kernels = {
     neon::decode_row,
     neon::encode_row,
     neon::gather,
-    neon::square_sum,
-    neon::add_squares,
+    neon::row_square_sum,
+    neon::add_row_squares,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -12,8 +12,8 @@ const Kernels k_portable_kernels = {
     portable::decode_row,
     portable::encode_row,
     portable::gather,
-    portable::square_sum,
-    portable::add_squares,
+    portable::row_square_sum,
+    portable::add_row_squares,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -77,7 +77,8 @@ void gather_units(
     int64_t count,
     const MutableBytes& out);
 
-// out[r] = sum over columns of the squared float32 values, in double.
+// out[r] = sum over columns of the squared values, in double; affine ones are code * scale +
+// bias as real numbers, all others float32.
 void row_square_sums(
     const Source& source,
     int64_t rows,
@@ -85,7 +86,8 @@ void row_square_sums(
     double* out,
     const Kernels& kernels);
 
-// out[c] += sum over rows, in row order: tiles of rows may come in several calls.
+// out[c] += sum over rows of the squared float32 values, in row order: tiles of rows may
+// come in several calls.
 void column_square_sums(
     const Source& source,
     int64_t rows,

@@ -228,4 +228,40 @@ GS_INLINE float highest_lane(Floats value) {
 #endif
 }
 
+// The highest lane of bit patterns of magnitudes, NaN included.
+GS_INLINE uint32_t highest_bits(Words value) {
+  uint32_t highest = 0;
+  for (int lane = 0; lane < kWidth; ++lane) {
+    highest = value[lane] > highest ? value[lane] : highest;
+  }
+  return highest;
+}
+
+// The lowest lane of one vector and the highest of another, folded together.
+GS_INLINE void lowest_highest(Floats low, Floats high, float* lowest, float* highest) {
+#if defined(__AVX512BW__) || defined(__AVX2__)
+#if defined(__AVX512BW__)
+  const __m512 a = (__m512)low;
+  const __m512 b = (__m512)-high;
+  const __m512 mixed = _mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1);
+  const __m512 folded = _mm512_min_ps(mixed, _mm512_shuffle_f32x4(a, b, 0xEE));
+  const __m256 swapped = _mm512_castps512_ps256(_mm512_shuffle_f32x4(folded, folded, 0x08));
+  const __m256 other = _mm512_castps512_ps256(_mm512_shuffle_f32x4(folded, folded, 0x0D));
+  __m256 least = _mm256_min_ps(swapped, other);
+#else
+  const __m256 a = (__m256)low;
+  const __m256 b = (__m256)-high;
+  __m256 least =
+      _mm256_min_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#endif
+  least = _mm256_min_ps(least, _mm256_permute_ps(least, 0x4E));
+  least = _mm256_min_ps(least, _mm256_permute_ps(least, 0xB1));
+  *lowest = _mm256_cvtss_f32(least);
+  *highest = -_mm_cvtss_f32(_mm256_extractf128_ps(least, 1));
+#else
+  *lowest = lowest_lane(low);
+  *highest = highest_lane(high);
+#endif
+}
+
 }  // namespace gemma_surgery::cpu::GS_ISA

@@ -1,7 +1,9 @@
 // Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
 //
-// Sums of squares of the decoded values. Bytes moved: the encoded matrix once; the sums
-// and one decoded row stay in cache.
+// Sums of squares of the values. Bytes moved: the encoded matrix once; the sums and what is
+// decoded stay in cache.
+
+#include <algorithm>
 
 #include "cpu/checks.h"
 #include "cpu/worker.h"
@@ -10,29 +12,8 @@ namespace gemma_surgery::cpu {
 
 namespace {
 
-template <typename Use>
-void for_each_row(
-    const char* where,
-    const Source& source,
-    int64_t rows,
-    int64_t cols,
-    const Kernels& kernels,
-    const Use& use) {
-  const RowBytes row = check_source(where, source, rows, cols);
-  const FloatMode mode;
-  const Scratch scratch = thread_scratch(cols);
-  for (int64_t r = 0; r < rows; ++r) {
-    kernels.decode(
-        source.encoding,
-        source.weight.data + r * row.weight,
-        source.scales.data + r * row.scales,
-        source.biases.data + r * row.biases,
-        cols,
-        scratch,
-        scratch.values);
-    use(r, scratch.values);
-  }
-}
+// Columns whose sums stay in the first-level cache while all rows are added.
+constexpr int64_t kTileColumns = 1024;
 
 }  // namespace
 
@@ -42,9 +23,18 @@ void row_square_sums(
     int64_t cols,
     double* out,
     const Kernels& kernels) {
-  for_each_row("row_square_sums", source, rows, cols, kernels, [&](int64_t r, const float* values) {
-    out[r] = kernels.square_sum(values, cols);
-  });
+  const RowBytes row = check_source("row_square_sums", source, rows, cols);
+  const FloatMode mode;
+  const Scratch scratch = thread_scratch(cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    out[r] = kernels.row_square_sum(
+        source.encoding,
+        source.weight.data + r * row.weight,
+        source.scales.data + r * row.scales,
+        source.biases.data + r * row.biases,
+        cols,
+        scratch);
+  }
 }
 
 void column_square_sums(
@@ -53,10 +43,23 @@ void column_square_sums(
     int64_t cols,
     double* out,
     const Kernels& kernels) {
-  for_each_row(
-      "column_square_sums", source, rows, cols, kernels, [&](int64_t, const float* values) {
-        kernels.add_squares(values, cols, out);
-      });
+  const RowBytes row = check_source("column_square_sums", source, rows, cols);
+  const FloatMode mode;
+  const Scratch scratch = thread_scratch(std::min(cols, kTileColumns));
+  for (int64_t first = 0; first < cols; first += kTileColumns) {
+    const RowBytes start = row_bytes(source.encoding, first);
+    const int64_t count = std::min(kTileColumns, cols - first);
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels.add_row_squares(
+          source.encoding,
+          source.weight.data + r * row.weight + start.weight,
+          source.scales.data + r * row.scales + start.scales,
+          source.biases.data + r * row.biases + start.biases,
+          count,
+          scratch,
+          out + first);
+    }
+  }
 }
 
 }  // namespace gemma_surgery::cpu

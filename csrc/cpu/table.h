@@ -7,7 +7,8 @@
 #include "cpu/decode.h"
 #include "cpu/encode.h"
 #include "cpu/encode_mx.h"
-#include "cpu/sums.h"
+#include "cpu/squares.h"
+#include "cpu/take.h"
 
 namespace gemma_surgery::cpu::GS_ISA {
 

@@ -68,12 +68,12 @@ FloatMode::~FloatMode() {
 Scratch thread_scratch(int64_t cols) {
   thread_local std::unique_ptr<void, FreeAligned> storage;
   thread_local int64_t capacity = -1;
-  const int64_t row = aligned((cols + kLanes) * static_cast<int64_t>(sizeof(float)));
-  const int64_t codes = aligned(cols + kLanes);
+  const int64_t row = aligned((cols + kSlack) * static_cast<int64_t>(sizeof(float)));
+  const int64_t codes = aligned(cols + kSlack);
   constexpr int64_t kSmallestGroup = 16;
   const int64_t groups =
-      aligned((cols / kSmallestGroup + kLanes) * static_cast<int64_t>(sizeof(float)));
-  const int64_t needed = 2 * row + codes + (5 + kRefineArrays) * groups;
+      aligned((cols / kSmallestGroup + kSlack) * static_cast<int64_t>(sizeof(float)));
+  const int64_t needed = 2 * row + codes + (5) * groups;
   if (needed > capacity) {
     storage.reset();
     capacity = -1;
@@ -95,7 +95,6 @@ Scratch thread_scratch(int64_t cols) {
   scratch.inverses = reinterpret_cast<float*>(take(groups));
   scratch.minima = reinterpret_cast<float*>(take(groups));
   scratch.maxima = reinterpret_cast<float*>(take(groups));
-  scratch.refine = reinterpret_cast<float*>(take(kRefineArrays * groups));
   return scratch;
 }
 

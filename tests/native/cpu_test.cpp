@@ -295,6 +295,34 @@ uint64_t check_pairs(uint64_t hash, Random& random) {
   return hash;
 }
 
+// Rows of several segments: kept columns, columns in no order, padding, whole groups between.
+uint64_t check_wide_rows(uint64_t hash, Random& random) {
+  constexpr int64_t kRows = 2;
+  constexpr int64_t kCols = 8192;
+  constexpr int64_t kCount = 5120;
+  const char* dtypes[] = {"BF16", "F16", "F32"};
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (const char* mode : {"affine", "symmetric"}) {
+      const Encoding packed = make_encoding(dtypes[bits % 3], bits, 64, mode);
+      const Matrix source = random_matrix(random, packed, kRows, kCols);
+      hash = check_sums(hash, source, kRows, kCols);
+      std::vector<int32_t> kept(kCount);
+      std::vector<int32_t> shuffled(kCount);
+      std::vector<int32_t> copied(kCount);
+      for (int32_t i = 0; i < kCount; ++i) {
+        kept[i] = i < kCount - 40 ? static_cast<int32_t>(i * kCols / kCount) : -1;
+        shuffled[i] = static_cast<int32_t>(random.below(kCols + 1) - 1);
+        copied[i] = i + (i / 1024 % 2 == 0 ? 0 : 7);
+      }
+      for (const std::vector<int32_t>* columns : {&kept, &shuffled, &copied}) {
+        hash =
+            run_everywhere(hash, {source, kRows, kCols, {columns->data(), kCount}, packed, true});
+      }
+    }
+  }
+  return hash;
+}
+
 void check_padding_is_zero(Random& random) {
   const Encoding wide = make_encoding("F32", 0, 0, "");
   for (const Encoding& encoding : all_encodings()) {
@@ -409,6 +437,7 @@ int main(int argc, char** argv) {
   Random random(argc > 2 ? static_cast<uint64_t>(std::atoll(argv[2])) : 1);
   uint64_t hash = 0xCBF29CE484222325ull;
   hash = check_pairs(hash, random);
+  hash = check_wide_rows(hash, random);
   check_padding_is_zero(random);
   check_float_mode();
   check_refusals();

@@ -18,10 +18,12 @@ from native_oracle import (
     Parts,
     decode,
     plain_affine_decode,
+    plain_codes,
     random_matrix,
     raw,
     requantize,
     same_bytes,
+    stored_to_float32,
 )
 
 from gemma_surgery._native import ext
@@ -134,6 +136,79 @@ def test_column_sums_add_rows_strictly_in_order(isa: str) -> None:
     got = np.zeros(33)
     ext.column_square_sums(values, None, None, source, 50, 33, got, isa=isa)
     np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("source", [Encoding("BF16", 4, 64), Encoding("F16", 4, 128), Encoding("F32", 3, 32)])
+def test_column_sums_of_codes_are_those_of_the_float32_values(isa: str, source: ext.Encoding) -> None:
+    rows, cols = 19, 2432  # more than two tiles of columns
+    parts = matrix(4, source, rows, cols)
+    wanted = np.random.default_rng(4).random(cols)
+    got = wanted.copy()
+    for row in decode(parts, source, rows, cols).astype(np.float64):
+        wanted += row**2
+    ext.column_square_sums(*parts, source, rows, cols, got, isa=isa)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+@pytest.mark.parametrize("dtype", list(MLX_DTYPES))
+def test_row_sums_of_codes_are_those_of_the_real_values(isa: str, bits: int, dtype: str) -> None:
+    rows = 5
+    for group_size in GROUP_SIZES:
+        for mode in ("affine", "symmetric"):
+            for groups in (1, 3, 16, 35):
+                cols = groups * group_size
+                source = Encoding(dtype, bits, group_size, mode)
+                parts = matrix(bits * groups, source, rows, cols)
+                got = np.empty(rows)
+                ext.row_square_sums(*parts, source, rows, cols, got, isa=isa)
+                codes = plain_codes(parts[0], bits, rows, cols).reshape(rows, groups, group_size)
+                scale, bias = (
+                    stored_to_float32(part, dtype).reshape(rows, groups).astype(np.float64)
+                    for part in parts[1:]
+                )
+                values = codes * scale[..., None] + bias[..., None]
+                np.testing.assert_allclose(got, (values**2).sum((1, 2)), rtol=1e-12)
+                # The documented order: groups in 16 lanes, then a tree.
+                squares, sums = (codes**2).sum(2), codes.sum(2)
+                terms = (scale * scale * squares + 2.0 * scale * bias * sums) + group_size * (bias * bias)
+                lanes = np.zeros((rows, 16))
+                for group in range(groups):
+                    lanes[:, group % 16] += terms[:, group]
+                for half in (8, 4, 2, 1):
+                    lanes[:, :half] += lanes[:, half : 2 * half]
+                np.testing.assert_array_equal(got, lanes[:, 0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("order", ["kept", "shuffled", "padded", "all"])
+def test_wide_rows_are_the_same_as_their_parts(isa: str, order: str) -> None:
+    """Rows of several segments, whose columns are decoded by segment or all at once."""
+    rng = np.random.default_rng(5)
+    rows, cols, count = 3, 9216, 6400
+    for source in (Encoding("BF16"), Encoding("F16", 5, 128), Encoding("U8", mode="nvfp4")):
+        parts = matrix(5, source, rows, cols)
+        columns: np.ndarray | None = {
+            "kept": np.sort(rng.choice(cols, count, replace=False)),
+            "shuffled": rng.integers(-1, cols, count),
+            "padded": np.r_[np.arange(count - 100), np.full(100, -1)],
+            "all": np.arange(cols),
+        }[order].astype(np.int32)
+        for target in (Encoding("BF16", 4, 64), Encoding("F16", 3, 32), Encoding("U8", mode="mxfp8")):
+            given = None if order == "all" else columns
+            whole = requantize(parts, source, rows, cols, target, given, isa=isa, refine=True)
+            unit = target.group_size * 7
+            for start in range(0, len(columns), unit):
+                piece = columns[start : start + unit]
+                got = requantize(parts, source, rows, cols, target, piece, isa=isa, refine=True)
+                for part, full, size, offset in zip(
+                    got, whole, target.row_bytes(len(piece)), target.row_bytes(start), strict=True
+                ):
+                    if full is not None:
+                        wide = full.view(np.uint8).reshape(rows, -1)[:, offset : offset + size]
+                        np.testing.assert_array_equal(part.view(np.uint8).reshape(rows, -1), wide)
 
 
 @pytest.mark.parametrize("isa", ISAS)
