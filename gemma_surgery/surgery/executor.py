@@ -217,7 +217,7 @@ def _tensor_jobs(
     record: Callable[[str, dict[str, str]], None],
     clocks: list[dict[str, float]],
 ) -> list[Callable[[], None]]:
-    """One job per batch of neighbours, in file order."""
+    """One job per batch of neighbours."""
     own = threading.local()
     lock = threading.Lock()
 
@@ -241,7 +241,7 @@ def _tensor_jobs(
             outcome.hashes[name] = hashes
 
     open_tensors = [planned for planned in plan.tensors if planned.tensor.name not in outcome.hashes]
-    return [partial(job, batch) for batch in _batches(open_tensors)]
+    return [partial(job, batch) for batch in _interleaved(_batches(open_tensors))]
 
 
 def _produce(producer: Producer, planned: PlannedTensor) -> dict[str, str]:
@@ -264,6 +264,17 @@ def _batches(tensors: list[PlannedTensor]) -> list[list[PlannedTensor]]:
         batches[-1].append(planned)
         filled += size_bytes
     return batches
+
+
+def _interleaved(batches: list[list[PlannedTensor]]) -> list[list[PlannedTensor]]:
+    """Batches that compute spread evenly among those that only copy: processor and disk are busy together."""
+    kinds: dict[bool, list[list[PlannedTensor]]] = {False: [], True: []}
+    for batch in batches:
+        kinds[any(planned.tensor.method == "requantize" for planned in batch)].append(batch)
+    placed = [
+        ((index + 0.5) / len(kind), batch) for kind in kinds.values() for index, batch in enumerate(kind)
+    ]
+    return [batch for _, batch in sorted(placed, key=lambda item: item[0])]
 
 
 def _total(clocks: list[dict[str, float]]) -> dict[str, float]:
