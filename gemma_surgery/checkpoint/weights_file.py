@@ -228,7 +228,8 @@ def read_pages(path: Path, start: int, size_bytes: int, *, direct: bool) -> Iter
         position, end = start, start + size_bytes
         while position < end:
             page_start = position // PAGE_BYTES * PAGE_BYTES
-            count = _read_some(fd, buffer, page_start)
+            wanted_bytes = -(-(end - page_start) // PAGE_BYTES) * PAGE_BYTES
+            count = _read_some(fd, buffer[:wanted_bytes], page_start)
             usable = min(page_start + count, end) - position
             if usable <= 0:
                 raise OSError(errno.EIO, "the file is too short")

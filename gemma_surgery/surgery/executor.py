@@ -189,7 +189,7 @@ def _run_pass(
     report: Progress,
     outcome: Outcome,
 ) -> dict[str, str]:
-    done = _still_good(plan, folder)
+    done = _still_good(plan, folder, prepared.threads)
     outcome.hashes.update(done)
     outcome.resumed_bytes = sum(p.tensor.size_bytes for p in plan.tensors if p.tensor.name in done)
     report.advance(outcome.resumed_bytes)
@@ -318,14 +318,11 @@ def _side_bytes(plan: Plan) -> int:
     return copied + generated + sum(map(len, plan.documents.values()))
 
 
-def _still_good(plan: Plan, folder: OutputFolder) -> dict[str, dict[str, str]]:
+def _still_good(plan: Plan, folder: OutputFolder, threads: int) -> dict[str, dict[str, str]]:
     """Journalled tensors whose bytes on disk still have the recorded hash."""
     good: dict[str, dict[str, str]] = {}
-    for planned in plan.tensors:
-        record = folder.completed.get(planned.tensor.name)
-        if record is None:
-            continue
-        hashes = {name: str(value) for name, value in record.items()}
+
+    def check(planned: PlannedTensor, hashes: dict[str, str]) -> None:
         if all(
             folder.recheck(
                 part.file, [(part.start, part.component.size_bytes)], hashes.get(part.component.name, "")
@@ -333,6 +330,13 @@ def _still_good(plan: Plan, folder: OutputFolder) -> dict[str, dict[str, str]]:
             for part in planned.parts
         ):
             good[planned.tensor.name] = hashes
+
+    jobs: list[Callable[[], None]] = []
+    for planned in plan.tensors:
+        record = folder.completed.get(planned.tensor.name)
+        if record is not None:
+            jobs.append(partial(check, planned, {name: str(value) for name, value in record.items()}))
+    _Pool(threads).run(jobs)
     return good
 
 
