@@ -112,23 +112,38 @@ void gather_units(
 
 using SquareSums = void (*)(const gs::Source&, int64_t, int64_t, double*, const gs::Kernels&);
 
-void square_sums(
-    const char* where,
+void bind_square_sums(
+    nb::module_& m,
+    const char* name,
     SquareSums sums,
     bool per_row,
-    const Input& weight,
-    const OptionalInput& scales,
-    const OptionalInput& biases,
-    const gs::Encoding& encoding,
-    int64_t rows,
-    int64_t cols,
-    const Output& out,
-    const Isa& isa) {
-  const gs::Source source = make_source(where, encoding, weight, scales, biases);
-  double* to = sums_of(where, out, per_row ? rows : cols);
-  const gs::Kernels& kernels = gs::find_kernels(isa.value_or(""));
-  nb::gil_scoped_release release;
-  sums(source, rows, cols, to, kernels);
+    const char* text) {
+  m.def(
+      name,
+      [=](const Input& weight,
+          const OptionalInput& scales,
+          const OptionalInput& biases,
+          const gs::Encoding& encoding,
+          int64_t rows,
+          int64_t cols,
+          const Output& out,
+          const Isa& isa) {
+        const gs::Source source = make_source(name, encoding, weight, scales, biases);
+        double* to = sums_of(name, out, per_row ? rows : cols);
+        const gs::Kernels& kernels = gs::find_kernels(isa.value_or(""));
+        nb::gil_scoped_release release;
+        sums(source, rows, cols, to, kernels);
+      },
+      "weight"_a,
+      "scales"_a.none(),
+      "biases"_a.none(),
+      "source"_a,
+      "rows"_a,
+      "cols"_a,
+      "out"_a.noconvert(),
+      nb::kw_only(),
+      "isa"_a.none() = nb::none(),
+      text);
 }
 
 bool equal_bytes(const Input& a, const Input& b) {
@@ -238,71 +253,17 @@ NB_MODULE(_ext, m) {
       "indices"_a,
       "out"_a.noconvert(),
       "Copy units of `unit_bytes` within each row by index; -1 gives zero bytes.");
-  m.def(
+  bind_square_sums(
+      m,
       "row_square_sums",
-      [](const Input& weight,
-         const OptionalInput& scales,
-         const OptionalInput& biases,
-         const gs::Encoding& source,
-         int64_t rows,
-         int64_t cols,
-         const Output& out,
-         const Isa& isa) {
-        square_sums(
-            "row_square_sums",
-            gs::row_square_sums,
-            true,
-            weight,
-            scales,
-            biases,
-            source,
-            rows,
-            cols,
-            out,
-            isa);
-      },
-      "weight"_a,
-      "scales"_a.none(),
-      "biases"_a.none(),
-      "source"_a,
-      "rows"_a,
-      "cols"_a,
-      "out"_a.noconvert(),
-      nb::kw_only(),
-      "isa"_a.none() = nb::none(),
+      gs::row_square_sums,
+      true,
       "Fill out[rows] (float64) with the sums of squares of the decoded rows.");
-  m.def(
+  bind_square_sums(
+      m,
       "column_square_sums",
-      [](const Input& weight,
-         const OptionalInput& scales,
-         const OptionalInput& biases,
-         const gs::Encoding& source,
-         int64_t rows,
-         int64_t cols,
-         const Output& out,
-         const Isa& isa) {
-        square_sums(
-            "column_square_sums",
-            gs::column_square_sums,
-            false,
-            weight,
-            scales,
-            biases,
-            source,
-            rows,
-            cols,
-            out,
-            isa);
-      },
-      "weight"_a,
-      "scales"_a.none(),
-      "biases"_a.none(),
-      "source"_a,
-      "rows"_a,
-      "cols"_a,
-      "out"_a.noconvert(),
-      nb::kw_only(),
-      "isa"_a.none() = nb::none(),
+      gs::column_square_sums,
+      false,
       "Add the squares of the decoded values of each column to out[cols] (float64).");
   m.def("equal_bytes", &equal_bytes, "a"_a, "b"_a, "True when both buffers hold the same bytes.");
 

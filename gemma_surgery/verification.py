@@ -16,8 +16,9 @@ from gemma_surgery.families.edit import PREPROCESSOR, PROCESSOR
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.recipes.recipe import Recipe, make_plan
 from gemma_surgery.surgery.anatomy import logical_matrices
-from gemma_surgery.surgery.executor import Progress, Silent, rederive
+from gemma_surgery.surgery.executor import rederive
 from gemma_surgery.surgery.manifest import entry, read_manifest
+from gemma_surgery.surgery.pool import Progress, Silent
 from gemma_surgery.surgery.stream import TILE_BYTES, Buffer
 
 

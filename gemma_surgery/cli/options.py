@@ -20,6 +20,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress reports.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Workers; default: twice the cores. Never changes a byte.")
+    int | None, typer.Option(min=1, help="Workers; default: the cores. Never changes a byte.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]

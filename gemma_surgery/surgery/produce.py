@@ -16,8 +16,9 @@ from gemma_surgery.surgery.encoding import Component, Dense, Encoding, Quantized
 from gemma_surgery.surgery.kernels import as_bytes, convert, gather_rows, gather_units
 from gemma_surgery.surgery.plan import PlannedTensor
 from gemma_surgery.surgery.selection import Indices, Selection
-from gemma_surgery.surgery.stream import TILE_BYTES, Buffer, Clock, Output, PartStream, Sink
+from gemma_surgery.surgery.stream import TILE_BYTES, Buffer, Clock, Output, PartStream
 from gemma_surgery.surgery.tensor import Literal, RandomFill, SourceMatrix
+from gemma_surgery.surgery.write_behind import WriteBehind
 
 Floats: TypeAlias = "npt.NDArray[np.uint16] | npt.NDArray[np.uint32]"
 Resolve: TypeAlias = "Callable[[Selection], Indices | None]"
@@ -33,21 +34,21 @@ class Producer:
         self,
         checkpoint: Checkpoint,
         files: SourceFiles,
-        sink: Sink,
+        writer: WriteBehind,
         resolve: Resolve,
         on_bytes: Callable[[int], None],
     ) -> None:
         self.clock = Clock()
         self._stored = checkpoint.tensors
         self._files, self._resolve = files, resolve
-        self._output = Output(sink, self.clock, on_bytes)
+        self._output = Output(writer, self.clock, on_bytes)
         self._in = [Buffer(TILE_BYTES) for _ in range(3)]
         self._span = Buffer(TILE_BYTES)
 
     def produce(self, planned: PlannedTensor) -> dict[str, str]:
         """Stream a tensor to the sink; returns the sha256 of each stored part by name.
 
-        The last bytes may be pending until `flush`.
+        The last bytes are pending until `flush`.
         """
         streams = [PartStream(self._output, part) for part in planned.parts]
         tensor = planned.tensor
@@ -69,9 +70,9 @@ class Producer:
             part.component.name: stream.finish() for part, stream in zip(planned.parts, streams, strict=True)
         }
 
-    def flush(self) -> None:
-        """Write what is pending."""
-        self._output.flush()
+    def flush(self, then: Callable[[], None]) -> None:
+        """Send what is pending to the disk; `then` is called when it is there."""
+        self._output.flush(then)
 
     def _copy_rows(self, part: Component, rows: Indices | None, count: int, stream: PartStream) -> None:
         """A whole tensor, or a gather of its rows."""

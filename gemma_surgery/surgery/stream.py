@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from gemma_surgery.checkpoint.page_edges import PAGE_BYTES
 from gemma_surgery.checkpoint.weights_file import aligned_buffer
 from gemma_surgery.surgery.plan import Placed
+from gemma_surgery.surgery.write_behind import WriteBehind
 
 # One tile of source or of output: measured best of 256 KiB to 2 MiB; calls cost more below, caches above.
 TILE_BYTES = 2 << 20
 # What one write hands to the disk: unbuffered writes below this wait more than they transfer.
 WRITE_BYTES = 4 << 20
-
-
-class Sink(Protocol):
-    """Where finished bytes go."""
-
-    def write(self, file: str, offset: int, data: memoryview) -> None:
-        """Store `data` at `offset` of `file`; called from several threads on disjoint ranges."""
-        ...
+BUFFER_BYTES = WRITE_BYTES + TILE_BYTES
+# Three runs a worker, and as many on their way to the disk.
+BUFFERS_PER_WORKER = 6
 
 
 @dataclass
@@ -64,9 +60,9 @@ class FileStream:
     stream goes on from one to the next, and only the ends of a run fall inside pages.
     """
 
-    def __init__(self, sink: Sink, clock: Clock) -> None:
-        self._sink, self._clock = sink, clock
-        self._buffer = Buffer(WRITE_BYTES + TILE_BYTES)
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._buffer = memoryview(b"")
         self._file = ""
         self._offset = self._begin = self._end = 0
 
@@ -84,13 +80,16 @@ class FileStream:
 
     def reserve(self, size_bytes: int) -> memoryview:
         """Room for the next `size_bytes` bytes; fill it, then call `advance`."""
-        if self._end + size_bytes > len(self._buffer.view):
+        if self._end + size_bytes > len(self._buffer):
             self._write(self._end - self._end % PAGE_BYTES)
-        if self._end + size_bytes > len(self._buffer.view):
-            pending = bytes(self._buffer.view[self._begin : self._end])
-            self._buffer.at_least(self._end + size_bytes)
-            self._buffer.view[self._begin : self._end] = pending
-        return self._buffer.view[self._end : self._end + size_bytes]
+        if not self._buffer:
+            self._buffer = self._output.take_buffer()
+        if self._end + size_bytes > len(self._buffer):
+            # One row that is larger than a buffer: it travels in one of its own.
+            pending = bytes(self._buffer[self._begin : self._end])
+            self._buffer = aligned_buffer(self._end + size_bytes)
+            self._buffer[self._begin : self._end] = pending
+        return self._buffer[self._end : self._end + size_bytes]
 
     def advance(self, size_bytes: int) -> None:
         """The reserved bytes are there."""
@@ -101,16 +100,18 @@ class FileStream:
         self._write(self._end)
 
     def _write(self, stop: int) -> None:
+        """Hand the buffer over up to `stop`, and keep what is behind it for the next one."""
         if stop <= self._begin:
             return
-        view = self._buffer.view
-        with self._clock.measure("write"):
-            self._sink.write(self._file, self._offset, view[self._begin : stop])
+        full, rest = self._buffer, bytes(self._buffer[stop : self._end])
+        self._output.write(self._file, self._offset, full, self._begin, stop)
+        self._buffer = memoryview(b"")
         self._offset += stop - self._begin
-        rest = bytes(view[stop : self._end])
         self._begin = self._offset % PAGE_BYTES
         self._end = self._begin + len(rest)
-        view[self._begin : self._end] = rest
+        if rest:
+            self._buffer = self._output.take_buffer()
+            self._buffer[self._begin : self._end] = rest
 
 
 class PartStream:
@@ -159,9 +160,11 @@ class PartStream:
 class Output:
     """The open runs of one worker: up to three, as a quantized matrix grows in three places at once."""
 
-    def __init__(self, sink: Sink, clock: Clock, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, writer: WriteBehind, clock: Clock, on_bytes: Callable[[int], None]) -> None:
         self.clock, self.on_bytes = clock, on_bytes
-        self._free = [FileStream(sink, clock) for _ in range(3)]
+        self._writer = writer
+        self._free = [FileStream(self) for _ in range(3)]
+        self._writes: list[Future[None]] = []
 
     def take_stream(self, file: str, offset: int) -> FileStream:
         """A run that ends at `offset` if there is one, else another that goes on from there."""
@@ -174,7 +177,18 @@ class Output:
         """The tensor that took the run is complete."""
         self._free.append(stream)
 
-    def flush(self) -> None:
-        """Write everything that is pending."""
+    def take_buffer(self) -> memoryview:
+        """A buffer to fill, as soon as the disk has taken one."""
+        with self.clock.measure("wait for the disk"):
+            return self._writer.take_buffer()
+
+    def write(self, file: str, offset: int, buffer: memoryview, begin: int, stop: int) -> None:
+        """Send a buffer on its way."""
+        self._writes.append(self._writer.write(file, offset, buffer, begin, stop))
+
+    def flush(self, then: Callable[[], None]) -> None:
+        """Send everything that is pending; `then` is called when all since the last time is written."""
         for stream in self._free:
             stream.flush()
+        writes, self._writes = self._writes, []
+        self._writer.when_written(writes, then)
