@@ -23,6 +23,8 @@ from gemma_surgery.surgery.write_behind import WriteBehind
 Floats: TypeAlias = "npt.NDArray[np.uint16] | npt.NDArray[np.uint32]"
 Resolve: TypeAlias = "Callable[[Selection], Indices | None]"
 
+# Part of what a seed means: another size would give other bytes, so it is no tuning constant.
+RANDOM_BLOCK_BYTES = 1 << 20
 # Scattered rows are read as one span up to this many times the bytes that are wanted.
 MAX_SPAN_TILES = 4
 
@@ -157,10 +159,10 @@ class Producer:
     def _random(self, fill: RandomFill, planned: PlannedTensor, streams: list[PartStream]) -> None:
         encoding = planned.tensor.encoding
         for part, stream in zip(planned.parts, streams, strict=True):
-            draw = _RandomTiles(fill, planned.tensor.name, part.component, encoding)
-            for start in range(0, part.component.size_bytes, TILE_BYTES):
-                size = min(TILE_BYTES, part.component.size_bytes - start)
-                stream.reserve(size)[:] = draw.tile(start // TILE_BYTES, size)
+            draw = _RandomBlocks(fill, planned.tensor.name, part.component, encoding)
+            for start in range(0, part.component.size_bytes, RANDOM_BLOCK_BYTES):
+                size = min(RANDOM_BLOCK_BYTES, part.component.size_bytes - start)
+                stream.reserve(size)[:] = draw.block(start // RANDOM_BLOCK_BYTES, size)
                 stream.advance()
 
     def _tile(
@@ -209,14 +211,14 @@ def _units(part: Component, encoding: Encoding, columns: Indices) -> tuple[Indic
     return groups, packed_bytes if part.role == "weight" else item_bytes
 
 
-class _RandomTiles:
-    """Reproducible random bytes of one stored part, addressed by tile so that threads do not matter."""
+class _RandomBlocks:
+    """Reproducible random bytes of one stored part, addressed by block so that threads do not matter."""
 
     def __init__(self, fill: RandomFill, name: str, part: Component, encoding: Encoding) -> None:
         self._key = hashlib.sha256(f"{fill.seed}:{fill.stream or name}:{part.role}".encode()).digest()
         self._table = _value_table(fill, part, encoding)
 
-    def tile(self, index: int, size_bytes: int) -> memoryview:
+    def block(self, index: int, size_bytes: int) -> memoryview:
         seed = int.from_bytes(hashlib.sha256(self._key + index.to_bytes(8, "little")).digest(), "little")
         raw = np.random.SFC64(seed).random_raw(
             -(-size_bytes // 8) if self._table is None else -(-size_bytes // 4)

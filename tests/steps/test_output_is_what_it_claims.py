@@ -10,8 +10,10 @@ import pytest
 from compressing import SCALED, folder_hashes, plan_recipe, read_json
 from independent import Raw, config, dequantize, read_all, total_bytes, value
 
+from gemma_surgery.families.tiny import tiny_model
 from gemma_surgery.surgery.executor import execute
 from gemma_surgery.surgery.plan import Plan
+from gemma_surgery.synthesis import synthesis_plan
 
 LAYERS = "language_model.model.layers."
 VISION = "vision_tower.vision_model."
@@ -180,6 +182,18 @@ def test_the_manifest_names_every_hash(compressed: Path, after: dict[str, Raw], 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_bytes_do_not_depend_on_threads(tiny: Path, compressed: Path, tmp_path: Path, threads: int) -> None:
     execute(plan_recipe(tiny), tmp_path / "output", threads=threads)
+    assert folder_hashes(tmp_path / "output") == folder_hashes(compressed)
+
+
+@pytest.mark.parametrize("tile_bytes", [1 << 12, 1 << 15])
+def test_bytes_do_not_depend_on_the_tile_size(
+    tiny: Path, tiny_tokenizer: Path, compressed: Path, tmp_path: Path, monkeypatch, tile_bytes: int
+) -> None:
+    for module in ("produce", "scores", "stream"):
+        monkeypatch.setattr(f"gemma_surgery.surgery.{module}.TILE_BYTES", tile_bytes)
+    execute(synthesis_plan("tiny", tiny_model(), tiny_tokenizer), tmp_path / "source")
+    assert folder_hashes(tmp_path / "source") == folder_hashes(tiny)
+    execute(plan_recipe(tiny), tmp_path / "output")
     assert folder_hashes(tmp_path / "output") == folder_hashes(compressed)
 
 
