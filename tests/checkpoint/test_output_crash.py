@@ -72,7 +72,8 @@ def test_killed_before_every_single_step_then_resumed(tmp_path: Path, overwrite:
     assert resumed_units > 100
     assert outcomes["complete"] > 0
     assert outcomes["old" if overwrite else "absent"] > 50
-    if overwrite:
+    # Before Python 3.11 pathlib bound `os.rename` at import, so a kill there cannot be staged.
+    if overwrite and sys.version_info >= (3, 11):
         assert outcomes["absent"] == 1  # exactly between the two renames
 
 
