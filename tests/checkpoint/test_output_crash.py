@@ -77,6 +77,9 @@ def test_killed_before_every_single_step_then_resumed(tmp_path: Path, overwrite:
         assert outcomes["absent"] == 1  # exactly between the two renames
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="pathlib bound `os.rename` at import: the kill cannot be staged"
+)
 def test_overwrite_killed_between_the_renames_gives_the_old_target_back(tmp_path: Path) -> None:
     target = tmp_path / "out"
     for step in range(10_000):
