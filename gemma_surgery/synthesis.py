@@ -78,7 +78,7 @@ def _random(name: str, shape: Shape, model: Published, seed: int, family: Gemma3
 def _as_head(embedding: Tensor, family: Gemma3) -> Tensor:
     origin = embedding.origin
     assert isinstance(origin, RandomFill)
-    same = RandomFill(origin.seed, origin.shape, origin.deviation, origin.mean, stream=embedding.name)
+    same = RandomFill(origin.seed, origin.shape, origin.deviation, stream=embedding.name)
     return Tensor.of_values(family.head, same, embedding.encoding)
 
 

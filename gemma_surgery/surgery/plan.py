@@ -72,7 +72,7 @@ class Plan:
     @property
     def source_bytes(self) -> int:
         """Tensor bytes of the source."""
-        return sum(tensor.size_bytes for tensor in self.source.tensors.values())
+        return self.source.size_bytes
 
     @property
     def output_bytes(self) -> int:

@@ -242,7 +242,7 @@ def _value_table(fill: RandomFill, part: Component, encoding: Encoding) -> Float
         values = scale * factor * (0.75 + 0.5 * steps)
     else:
         # The logistic quantile function: bell-shaped, and closed-form where the normal one is not.
-        values = fill.mean + fill.deviation * np.log(steps / (1 - steps)) * (np.sqrt(3) / np.pi)
+        values = fill.deviation * np.log(steps / (1 - steps)) * (np.sqrt(3) / np.pi)
     return _encode_floats(values.astype(np.float32), part.dtype)
 
 

@@ -65,15 +65,13 @@ class RandomFill:
     Args:
         seed: one seed per checkpoint; the tensor's name is mixed in.
         shape: logical shape.
-        deviation: standard deviation of dense values and of quantized values.
-        mean: mean of dense values.
+        deviation: standard deviation of the values; their mean is 0.
         stream: draw what the tensor of this name draws, default: the tensor's own name.
     """
 
     seed: int
     shape: Shape
     deviation: float
-    mean: float = 0.0
     stream: str | None = None
 
     def to_json(self) -> Json:
@@ -81,7 +79,6 @@ class RandomFill:
         return {
             "random_seed": self.seed,
             "deviation": self.deviation,
-            "mean": self.mean,
             "stream": self.stream,
         }
 

@@ -172,6 +172,33 @@ def test_a_head_that_differs_is_not_dropped(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_head_of_scales_and_biases_alone_is_compared_and_dropped(
+    tiny: Path, tmp_path: Path, differs: bool
+) -> None:
+    import shutil
+
+    from gemma_surgery.checkpoint.header import encode_header
+    from gemma_surgery.surgery.executor import execute
+
+    head = "language_model.lm_head."
+    tensors = {name: raw for name, raw in read_all(tiny).items() if name != f"{head}weight"}
+    header, _ = encode_header([(name, raw.dtype, raw.shape) for name, raw in tensors.items()])
+    data = {name: bytearray(raw.data) for name, raw in tensors.items()}
+    data[f"{head}biases"][7] ^= differs
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    (source / "model.safetensors").write_bytes(header + b"".join(data.values()))
+    plan = plan_steps(source, tmp_path, '[[steps]]\nstep = "tie_head"')
+    assert plan.steps[0].saved_bytes == sum(len(data[f"{head}{role}"]) for role in ("scales", "biases"))
+    if differs:
+        with pytest.raises(SurgeryError, match="bit-identical"):
+            execute(plan, tmp_path / "output")
+        return
+    execute(plan, tmp_path / "output")
+    assert not [name for name in read_all(tmp_path / "output") if name.startswith(head)]
+
+
 @pytest.mark.parametrize(
     ("width", "alive", "ratio", "expected"),
     [
