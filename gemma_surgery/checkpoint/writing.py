@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -161,18 +161,6 @@ class OutputFolder:
             self._journal.append(unit, record)
         except OSError as error:
             raise self._failed(error, self._places.journal.name) from None
-
-    def read_back(self, file: str, start: int, size_bytes: int) -> Iterator[memoryview]:
-        """Yield bytes that were written, piece by piece; a piece is valid until the next one.
-
-        Raises:
-            SurgeryError: the file is missing or too short.
-        """
-        self._settle(file)
-        try:
-            yield from read_pages(self.path / file, start, size_bytes, direct=self._direct)
-        except OSError as error:
-            _refuse(f"cannot read back `{file}`: {os_reason(error)}")
 
     def recheck(self, file: str, spans: Iterable[tuple[int, int]], sha256: str) -> bool:
         """Return whether the bytes of a file, span after span, still have a recorded hash.
