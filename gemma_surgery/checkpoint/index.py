@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +42,30 @@ def read_weight_map(folder: Path) -> dict[str, str] | None:
             good.add(file)
         checked[tensor] = file
     return checked
+
+
+def without_missing_files(
+    weight_map: Mapping[str, str] | None,
+    present: list[str],
+    may_lack: Callable[[str], bool],
+    notes: list[str],
+) -> Mapping[str, str] | None:
+    """The weight map without files that are missing and hold only tensors that may be lacking.
+
+    Args:
+        weight_map: from `read_weight_map`.
+        present: safetensors file names in the folder.
+        may_lack: names of tensors that the caller can do without.
+        notes: gains a sentence when files are left out.
+    """
+    if weight_map is None:
+        return None
+    needed = {file for tensor, file in weight_map.items() if not may_lack(tensor)}
+    absent = sorted(set(weight_map.values()) - set(present) - needed)
+    if not absent or not needed <= set(present):
+        return weight_map
+    notes.append(f"did without {listing(absent)}: missing, and not needed")
+    return {tensor: file for tensor, file in weight_map.items() if file not in absent}
 
 
 def choose_files(

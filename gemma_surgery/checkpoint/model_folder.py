@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import NamedTuple, NoReturn
 
 from gemma_surgery.checkpoint.header import Header, TensorInfo, read_header
 from gemma_surgery.checkpoint.hub import is_repo_id, snapshot_folder
-from gemma_surgery.checkpoint.index import INDEX_NAME, check_against_index, choose_files, read_weight_map
+from gemma_surgery.checkpoint.index import (
+    INDEX_NAME,
+    check_against_index,
+    choose_files,
+    read_weight_map,
+    without_missing_files,
+)
 from gemma_surgery.checkpoint.json_types import Json, os_reason, parse_json_object, read_small_file
 from gemma_surgery.checkpoint.json_types import load_json_object as _load_json_object
 from gemma_surgery.checkpoint.wording import listing, literal
@@ -105,12 +112,19 @@ class Checkpoint:
         return bytes(data)
 
 
-def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    may_lack: Callable[[str], bool] = lambda tensor: False,
+) -> Checkpoint:
     """Open a checkpoint by its headers.
 
     Args:
         model: a folder, or a Hugging Face repository id `owner/name` (a folder of that name wins).
         revision: branch, tag or commit of a repository id.
+        may_lack: names of tensors that the caller can do without: a weight file that the index lists for
+            nothing else may be missing, which is noted.
 
     Raises:
         SurgeryError: neither a folder nor a repository, no config, no usable weights, a malformed file, or an
@@ -133,7 +147,8 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
     present = [name for name in names if name.endswith(".safetensors")]
     if not present:
         _refuse_without_weights(folder, names, weight_map is not None)
-    chosen, enforced_map = choose_files(present, weight_map, notes)
+    wanted = without_missing_files(weight_map, present, may_lack, notes)
+    chosen, enforced_map = choose_files(present, wanted, notes)
     files = {name: read_header(folder / name) for name in chosen}
     if enforced_map is not None:
         check_against_index(files, enforced_map, notes)

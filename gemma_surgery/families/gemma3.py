@@ -38,7 +38,8 @@ VISION_DEFAULTS: dict[str, Json] = {
 }
 MM_TOKENS_DEFAULT = 256
 
-VISION = "vision_tower.vision_model."
+VISION_TOWER = "vision_tower."
+VISION = f"{VISION_TOWER}vision_model."
 PROJECTOR = "multi_modal_projector."
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 IMAGE_ID_KEYS = ("boi_token_index", "eoi_token_index", "image_token_index")
@@ -197,7 +198,7 @@ class Gemma3:
 
     def component(self, name: str) -> str:
         """The part of the model that a tensor belongs to."""
-        if name.startswith("vision_tower."):
+        if name.startswith(VISION_TOWER):
             return "vision tower"
         if name.startswith(PROJECTOR):
             return "projector"
@@ -210,7 +211,7 @@ class Gemma3:
 
     def is_vision(self, name: str) -> bool:
         """Whether text-only inference can do without the tensor."""
-        return self.component(name) in ("vision tower", "projector")
+        return is_vision_tensor(name)
 
     def has_vision(self, names: Iterable[str]) -> bool:
         """Whether the checkpoint holds a vision tower; language-only folders of a VLM do not."""
@@ -335,6 +336,11 @@ class Gemma3:
                 f"`mm_tokens_per_image` is {self.tokens_per_image} at the top and {nested} in `text_config`"
             )
         return problems
+
+
+def is_vision_tensor(name: str) -> bool:
+    """Whether text-only inference can do without the tensor of that name."""
+    return name.startswith((VISION_TOWER, PROJECTOR))
 
 
 def _with_bias(name: str, rows: int, columns: int) -> dict[str, Shape]:

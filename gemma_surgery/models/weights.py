@@ -1,0 +1,65 @@
+"""The tensors of a checkpoint as MLX arrays, each weight file opened when a tensor of it is first wanted."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from gemma_surgery.checkpoint.model_folder import Checkpoint
+from gemma_surgery.errors import SurgeryError
+from gemma_surgery.surgery.anatomy import logical_matrices
+from gemma_surgery.surgery.encoding import Encoding
+
+MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+
+
+class Weights:
+    """Lazy arrays by tensor name.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        dtype: what activations are computed in; floating point tensors are converted to it.
+
+    Attributes:
+        opened: weight files opened so far, in order.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self.matrices = logical_matrices(checkpoint)
+        self.opened: list[str] = []
+        self._arrays: dict[str, mx.array] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.matrices
+
+    def encoding(self, name: str) -> Encoding:
+        """How the logical matrix is stored."""
+        return self.matrices[name].encoding
+
+    def stored(self, name: str) -> mx.array:
+        """A tensor as it lies in the file, not read before it is evaluated."""
+        file = self.checkpoint.tensors[name].file
+        if file not in self.opened:
+            self.opened.append(file)
+            try:
+                self._arrays |= self._load(file)
+            except RuntimeError as error:
+                raise SurgeryError("model", f"cannot load `{self.checkpoint.path / file}`: {error}") from None
+        return self._arrays.pop(name) if name in self._arrays else self._load(file)[name]
+
+    def values(self, name: str) -> mx.array:
+        """A dense tensor in the dtype of activations."""
+        return self.stored(name).astype(self.dtype)
+
+    def exact(self, name: str) -> mx.array:
+        """A dense tensor in float32, whatever the dtype of activations."""
+        return self.stored(name).astype(mx.float32)
+
+    def release(self) -> None:
+        """Let go of the arrays that nobody took and of their open files."""
+        self._arrays.clear()
+
+    def _load(self, file: str) -> dict[str, mx.array]:
+        arrays = mx.load(str(self.checkpoint.path / file), stream=mx.cpu)
+        assert isinstance(arrays, dict)
+        return arrays
