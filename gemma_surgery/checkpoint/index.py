@@ -44,28 +44,16 @@ def read_weight_map(folder: Path) -> dict[str, str] | None:
     return checked
 
 
-def without_missing_files(
-    weight_map: Mapping[str, str] | None,
-    present: list[str],
-    may_lack: Callable[[str], bool],
-    notes: list[str],
-) -> Mapping[str, str] | None:
-    """The weight map without files that are missing and hold only tensors that may be lacking.
+def left_closed(weight_map: Mapping[str, str] | None, leave_out: Callable[[str], bool]) -> frozenset[str]:
+    """Weight files that the index lists for nothing but tensors that the caller leaves out.
 
-    Args:
-        weight_map: from `read_weight_map`.
-        present: safetensors file names in the folder.
-        may_lack: names of tensors that the caller can do without.
-        notes: gains a sentence when files are left out.
+    None are left closed when there is no index to tell, or when nothing else would remain.
     """
     if weight_map is None:
-        return None
-    needed = {file for tensor, file in weight_map.items() if not may_lack(tensor)}
-    absent = sorted(set(weight_map.values()) - set(present) - needed)
-    if not absent or not needed <= set(present):
-        return weight_map
-    notes.append(f"did without {listing(absent)}: missing, and not needed")
-    return {tensor: file for tensor, file in weight_map.items() if file not in absent}
+        return frozenset()
+    files = frozenset(weight_map.values())
+    wanted = frozenset(file for tensor, file in weight_map.items() if not leave_out(tensor))
+    return files - wanted if wanted else frozenset()
 
 
 def choose_files(

@@ -15,8 +15,8 @@ from gemma_surgery.checkpoint.index import (
     INDEX_NAME,
     check_against_index,
     choose_files,
+    left_closed,
     read_weight_map,
-    without_missing_files,
 )
 from gemma_surgery.checkpoint.json_types import Json, os_reason, parse_json_object, read_small_file
 from gemma_surgery.checkpoint.json_types import load_json_object as _load_json_object
@@ -58,6 +58,7 @@ class Checkpoint:
         metadata: `__metadata__` of all weight files together; the first file that has a key decides.
         side_files: names of the other files to carry along: tokenizer, processor, licence.
         notes: oddities that were tolerated, one sentence each.
+        closed_files: weight files that were left out on request, and not opened.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Checkpoint:
     side_files: list[str]
     notes: list[str] = field(default_factory=list)
     config_sha256: str = ""
+    closed_files: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -116,15 +118,15 @@ def open_checkpoint(
     model: str | Path,
     revision: str | None = None,
     *,
-    may_lack: Callable[[str], bool] = lambda tensor: False,
+    leave_out: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint by its headers.
 
     Args:
         model: a folder, or a Hugging Face repository id `owner/name` (a folder of that name wins).
         revision: branch, tag or commit of a repository id.
-        may_lack: names of tensors that the caller can do without: a weight file that the index lists for
-            nothing else may be missing, which is noted.
+        leave_out: names of tensors that the caller does without: a weight file that the index lists for
+            nothing else is not opened and may be missing.
 
     Raises:
         SurgeryError: neither a folder nor a repository, no config, no usable weights, a malformed file, or an
@@ -147,8 +149,10 @@ def open_checkpoint(
     present = [name for name in names if name.endswith(".safetensors")]
     if not present:
         _refuse_without_weights(folder, names, weight_map is not None)
-    wanted = without_missing_files(weight_map, present, may_lack, notes)
-    chosen, enforced_map = choose_files(present, wanted, notes)
+    closed = left_closed(weight_map, leave_out) if leave_out is not None else frozenset()
+    if weight_map is not None:
+        weight_map = {tensor: file for tensor, file in weight_map.items() if file not in closed}
+    chosen, enforced_map = choose_files([file for file in present if file not in closed], weight_map, notes)
     files = {name: read_header(folder / name) for name in chosen}
     if enforced_map is not None:
         check_against_index(files, enforced_map, notes)
@@ -161,6 +165,7 @@ def open_checkpoint(
         side_files=_side_files(folder, names, notes),
         notes=notes,
         config_sha256=hashlib.sha256(config_bytes).hexdigest(),
+        closed_files=tuple(file for file in present if file in closed),
     )
 
 

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3, is_vision_tensor
-from gemma_surgery.models.gemma3.config import ModelConfig, TextConfig, read_model_config
+from gemma_surgery.models.gemma3.config import ModelConfig, TextConfig, VisionConfig, read_model_config
 from gemma_surgery.models.gemma3.text import TextDecoder
 from gemma_surgery.models.gemma3.vision import VisionEncoder
 from gemma_surgery.models.kv_cache import DENSE, CacheOptions, KVCache
@@ -96,7 +96,8 @@ class Gemma3Model(Module):
         rows = weights.matrices[head].shape[0]
         self.rows = TokenRows(rows, token_map, compact=rows != text.vocab_size)
         self._vision: VisionEncoder | None = None
-        self.has_vision = family.has_vision(weights.matrices)
+        self._sources = [weights]
+        self.has_vision = bool(checkpoint.closed_files) or family.has_vision(weights.matrices)
 
     @property
     def vision_loaded(self) -> bool:
@@ -106,7 +107,7 @@ class Gemma3Model(Module):
     @property
     def opened_files(self) -> list[str]:
         """Weight files opened so far, in order."""
-        return list(self._weights.opened)
+        return [file for source in self._sources for file in source.opened]
 
     @property
     def text_bytes(self) -> int:
@@ -161,9 +162,19 @@ class Gemma3Model(Module):
                 "model", f"need pixels [N, {', '.join(map(str, expected))}], got {list(pixels.shape)}"
             )
         if self._vision is None:
-            self._vision = VisionEncoder(self._weights, self._family, config)
-            _read(self._vision, self._weights)
+            self._vision = self._load_vision(config)
         return self._vision(pixels)
+
+    def _load_vision(self, config: VisionConfig) -> VisionEncoder:
+        weights = self._weights
+        if self.checkpoint.closed_files:
+            whole = open_checkpoint(self.checkpoint.path)
+            weights = Weights(whole, self.dtype)
+            _check_anatomy(whole, self._family, weights)
+            self._sources.append(weights)
+        vision = VisionEncoder(weights, self._family, config)
+        _read(vision, weights)
+        return vision
 
     def forward(
         self, inputs: mx.array, cache: Sequence[KVCache], image_blocks: mx.array | None = None
@@ -268,7 +279,7 @@ def load_model(
     checkpoint = (
         model
         if isinstance(model, Checkpoint)
-        else open_checkpoint(model, revision, may_lack=is_vision_tensor)
+        else open_checkpoint(model, revision, leave_out=is_vision_tensor)
     )
     loaded = Gemma3Model(checkpoint, dtype or _default_dtype(checkpoint))
     _read(loaded, loaded._weights)
