@@ -102,8 +102,10 @@ def test_a_language_only_folder_works_for_text_and_says_so_for_images(mobile, tm
     model = load_model(folder)
     np.testing.assert_array_equal(np.asarray(model(IDS)), np.asarray(load_model(mobile)(IDS)))
     assert not model.has_vision
+    assert model.config.vision is None
+    pixels = random_pixels(load_model(mobile))
     with pytest.raises(SurgeryError, match="need a vision tower for an image, got the text-only checkpoint"):
-        model.embed_images(random_pixels(model))
+        model.embed_images(pixels)
 
 
 def test_pruned_ids_have_zero_embeddings_and_cannot_be_chosen(mobile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -71,17 +72,21 @@ class Gemma3Model(Module):
         dtype: of activations.
 
     Attributes:
-        config: what config.json says.
+        config: what config.json says; without vision when the folder has no vision weights.
+        has_vision: whether images can be shown to it.
         rows: the vocabulary of the logits.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
         super().__init__()
         self.checkpoint, self.dtype = checkpoint, dtype
-        self.config: ModelConfig = read_model_config(checkpoint)
         self._family = Gemma3(checkpoint.config)
         self._weights = weights = Weights(checkpoint, dtype)
         _check_anatomy(checkpoint, self._family, weights)
+        self.has_vision = bool(checkpoint.closed_files) or self._family.has_vision(weights.matrices)
+        config = read_model_config(checkpoint)
+        # A language-only folder of a vision model is a text model: its prompts have no place for images.
+        self.config: ModelConfig = config if self.has_vision else replace(config, vision=None)
         family, text = self._family, self.config.text
         self.embed_tokens = Matrix(weights, family.embedding)
         self.lm_head = Matrix(weights, family.head) if family.head in weights else None
@@ -97,7 +102,6 @@ class Gemma3Model(Module):
         self.rows = TokenRows(rows, token_map, compact=rows != text.vocab_size)
         self._vision: VisionEncoder | None = None
         self._sources = [weights]
-        self.has_vision = bool(checkpoint.closed_files) or family.has_vision(weights.matrices)
 
     @property
     def vision_loaded(self) -> bool:
@@ -150,7 +154,7 @@ class Gemma3Model(Module):
             SurgeryError: the checkpoint has no vision weights, or S is another size.
         """
         config = self.config.vision
-        if config is None or not self.has_vision:
+        if config is None:
             raise SurgeryError(
                 "model",
                 f"need a vision tower for an image, got the text-only checkpoint `{self.checkpoint.path}`",

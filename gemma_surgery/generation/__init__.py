@@ -1,0 +1,1 @@
+"""From messages and images to tokens, and from tokens back to text."""
