@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gemma_surgery import __version__
-from gemma_surgery.cli import compress, demo, doctor, inspect, plan, synth, verify
+from gemma_surgery.cli import bench, chat, compress, demo, doctor, generate, inspect, plan, synth, verify
 from gemma_surgery.errors import SurgeryError, SurgeryErrors
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (inspect, plan, compress, verify, synth, doctor, demo):
+for module in (inspect, plan, compress, verify, generate, chat, bench, synth, doctor, demo):
     name = module.__name__.rsplit(".", 1)[1]
     app.command(name)(module.command)
 

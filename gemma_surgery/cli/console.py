@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 # Lines between two plain progress reports, as shares of the whole.
 PLAIN_STEP = 0.1
@@ -75,36 +75,28 @@ class TransferProgress:
         self._next = PLAIN_STEP
         self._begin = 0.0
 
-    def begin(self, total_bytes: int) -> None:
+    def begin(self, total: int) -> None:
         """Show the bar or start counting."""
-        self._total, self._done, self._next, self._begin = total_bytes, 0, PLAIN_STEP, time.perf_counter()
+        self._total, self._done, self._next, self._begin = total, 0, PLAIN_STEP, time.perf_counter()
         if self._quiet or not sys.stderr.isatty():
             return
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
             TextColumn(self._label),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *self._amount_columns(),
             TimeRemainingColumn(),
             console=remarks(),
             transient=True,
         )
-        self._task = self._bar.add_task(self._label, total=total_bytes)
+        self._task = self._bar.add_task(self._label, total=total)
         self._bar.start()
 
-    def advance(self, size_bytes: int) -> None:
+    def advance(self, amount: int) -> None:
         """Called from several threads."""
         with self._lock:
-            self._done += size_bytes
+            self._done += amount
             if self._bar is not None:
                 self._bar.update(self._task, completed=self._done)
             elif not self._quiet and self._total and self._done / self._total >= self._next:
@@ -122,8 +114,27 @@ class TransferProgress:
         rate = self._done / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate else 0.0
         print(
-            f"{self._label}: {self._done / self._total:4.0%}  {self._done / 1e6:,.0f} MB  "
-            f"{rate / 1e9:.2f} GB/s  {left:.0f} s left",
+            f"{self._label}: {self._done / self._total:4.0%}  {self._amount(rate)}  {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
+
+    def _amount(self, rate: float) -> str:
+        return f"{self._done / 1e6:,.0f} MB  {rate / 1e9:.2f} GB/s"
+
+    def _amount_columns(self) -> list[ProgressColumn]:
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        return [DownloadColumn(), TransferSpeedColumn()]
+
+
+class CountProgress(TransferProgress):
+    """The same for things that are counted, not weighed."""
+
+    def _amount(self, rate: float) -> str:
+        return f"{self._done:,} of {self._total:,}"
+
+    def _amount_columns(self) -> list[ProgressColumn]:
+        from rich.progress import MofNCompleteColumn
+
+        return [MofNCompleteColumn()]

@@ -1,0 +1,17 @@
+"""A compressed checkpoint to measure beside the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from compressing import plan_recipe
+
+from gemma_surgery.surgery.executor import execute
+
+
+@pytest.fixture(scope="session")
+def compressed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("compressed") / "mobile"
+    execute(plan_recipe(tiny), target)
+    return target
