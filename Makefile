@@ -1,10 +1,12 @@
 # Everything runs from .venv, which these targets create and fill themselves; nothing has to be activated.
 #   make demo   compress a small model end to end        make lint    style, types, C++ format
 #   make test   the test suite                           make bench   wall time against `cp` of the source
+#   make test-peers   the engine against torch, transformers, mlx-lm and mlx-vlm, in .venv-peers (2 GB)
 # Needs Python >= 3.10 with its headers and a C++20 compiler. Another Python: `make test PYTHON=python3.12`.
 
 PYTHON ?= python3
 VENV := .venv
+EXTRAS := test lint bench
 BIN := $(VENV)/bin
 ABOUT := $(VENV)/.location
 DEPENDENCIES := $(VENV)/.dependencies
@@ -24,7 +26,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean FORCE
+.PHONY: help venv demo test test-peers peers lint bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +39,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The same rules make the second environment: command-line variables reach the whole sub-make.
+test-peers:
+	+@$(MAKE) --no-print-directory peers VENV=.venv-peers EXTRAS='test peers' BUILD_DIR='build/peers/{wheel_tag}'
+
+peers: $(INSTALLED)
+	$(BIN)/python -m pytest tests/peers $(PYTEST_ARGS)
 
 lint: $(DEPENDENCIES)
 	$(BIN)/python -m ruff check
@@ -69,14 +78,17 @@ $(ABOUT):
 # The build is not isolated: the extension is compiled against the very MLX that it will run with.
 $(DEPENDENCIES): pyproject.toml tools/requirements.py $(ABOUT)
 	$(BIN)/python -m pip install --quiet 'tomli>=2; python_version < "3.11"'
-	$(BIN)/python tools/requirements.py test lint bench > $(VENV)/requirements.txt
+	$(BIN)/python tools/requirements.py $(EXTRAS) > $(VENV)/requirements.txt
+	@# torch comes first and alone, so that the build chosen for it is the one that stays.
+	for pin in $$(sed -n '/^torch==/p' $(VENV)/requirements.txt); do $(BIN)/python -m pip install --quiet $$pin; done
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	@touch $@
 
 $(INSTALLED): $(DEPENDENCIES) $(NATIVE)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+	  $(if $(BUILD_DIR),--config-settings=build-dir='$(BUILD_DIR)') --editable .
 	@touch $@
 
 clean:
-	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf build dist .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	find gemma_surgery tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
