@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from gemma_surgery.checkpoint.aliases import released_names
 from gemma_surgery.checkpoint.header import Header, TensorInfo, read_header
 from gemma_surgery.checkpoint.hub import is_repo_id, snapshot_folder
 from gemma_surgery.checkpoint.index import (
@@ -31,7 +32,10 @@ OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".ot", ".p
 
 
 class StoredTensor(NamedTuple):
-    """One tensor of a checkpoint: bytes `[start, end)` of `file`, counted from the start of the file."""
+    """One tensor of a checkpoint: bytes `[start, end)` of `file`, counted from the start of the file.
+
+    `name` is as released, `name_in_file` as this writer spells it.
+    """
 
     name: str
     dtype: str
@@ -39,6 +43,7 @@ class StoredTensor(NamedTuple):
     file: str
     start: int
     end: int
+    name_in_file: str
 
     @property
     def size_bytes(self) -> int:
@@ -219,22 +224,23 @@ def _refuse_without_weights(folder: Path, names: list[str], has_index: bool) -> 
 
 def _merge_tensors(files: dict[str, Header]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
+    released = released_names({name for header in files.values() for name in header.tensors})
     for file, header in files.items():
         for info in header.tensors.values():
-            if info.name in tensors:
+            name = released[info.name]
+            if name in tensors:
                 _refuse(
-                    f"tensor {literal(info.name)} is in both {literal(tensors[info.name].file)}"
-                    f" and {literal(file)}",
+                    f"tensor {literal(name)} is in both {literal(tensors[name].file)} and {literal(file)}",
                     "remove the file that does not belong to the checkpoint",
                 )
-            tensors[info.name] = _stored(info, file)
+            tensors[name] = _stored(info, name, file)
     if not tensors:
         _refuse(f"need at least one tensor, got none in {listing(list(files))}")
     return tensors
 
 
-def _stored(info: TensorInfo, file: str) -> StoredTensor:
-    return StoredTensor(info.name, info.dtype, info.shape, file, info.start, info.end)
+def _stored(info: TensorInfo, name: str, file: str) -> StoredTensor:
+    return StoredTensor(name, info.dtype, info.shape, file, info.start, info.end, info.name)
 
 
 def _merge_metadata(files: dict[str, Header]) -> dict[str, str]:

@@ -38,14 +38,15 @@ class Weights:
 
     def stored(self, name: str) -> mx.array:
         """A tensor as it lies in the file, not read before it is evaluated."""
-        file = self.checkpoint.tensors[name].file
+        tensor = self.checkpoint.tensors[name]
+        file, stored_name = tensor.file, tensor.name_in_file
         if file not in self.opened:
             self.opened.append(file)
             try:
                 self._arrays |= self._load(file)
             except RuntimeError as error:
                 raise SurgeryError("model", f"cannot load `{self.checkpoint.path / file}`: {error}") from None
-        return self._arrays.pop(name) if name in self._arrays else self._load(file)[name]
+        return self._arrays.pop(stored_name) if stored_name in self._arrays else self._load(file)[stored_name]
 
     def values(self, name: str) -> mx.array:
         """A dense tensor in the dtype of activations."""

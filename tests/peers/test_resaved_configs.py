@@ -19,7 +19,6 @@ from comparing import (
 from mlx_engines import TOP, load_mlx_vlm, mlx_lm_logits, mlx_vlm_logits
 from reference_models import Checkpointed, build_reference, linked
 
-from gemma_surgery.errors import SurgeryError
 from gemma_surgery.models import load_model
 
 TEXT_LAYOUT = (131,)
@@ -62,14 +61,7 @@ def test_mlx_vlm_loses_the_rotary_factor_of_a_resaved_config(checkpoint, tmp_pat
     assert_equal(peer, without_factor(source), "mlx-vlm and the reference without a factor")
 
 
-RENAMED = pytest.mark.xfail(
-    strict=True,
-    raises=SurgeryError,
-    reason="transformers 5 saves `vision_tower.*` where released files have `vision_tower.vision_model.*`",
-)
-
-
-@pytest.mark.parametrize("kind", ["text-only", pytest.param("VLM", marks=RENAMED)])
+@pytest.mark.parametrize("kind", ["text-only", "VLM"])
 def test_a_checkpoint_that_transformers_saved_whole_loads(checkpoint, tmp_path, kind):
     source = checkpoint(**KINDS[kind])
     source.reference.save_pretrained(tmp_path / "saved")
