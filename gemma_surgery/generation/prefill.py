@@ -40,7 +40,7 @@ def find_image_blocks(model: Gemma3Model, tokens: Sequence[int], num_images: int
     """
     image_id = model.config.image_token_id
     places = [index for index, token in enumerate(tokens) if token == image_id]
-    if num_images and (model.config.vision is None or not model.has_vision):
+    if num_images and not model.has_vision:
         raise SurgeryError(
             "generate",
             f"need a checkpoint with a vision tower for {num_images} images,"

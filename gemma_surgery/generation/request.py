@@ -146,7 +146,6 @@ class Draft:
             if (
                 mine is None
                 or its is None
-                or not self.model.has_vision
                 or not same_image_token
                 or (mine.image_size, mine.tokens_per_image) != (its.image_size, its.tokens_per_image)
             ):
@@ -168,7 +167,7 @@ class Draft:
 
 def _image_form(model: Gemma3Model) -> str:
     vision = model.config.vision
-    if vision is None or not model.has_vision:
+    if vision is None:
         return "no vision tower"
     return f"{vision.image_size} pixels and {vision.tokens_per_image} tokens"
 

@@ -90,7 +90,7 @@ def ordinary_ids(model: Gemma3Model, tokenizer: Tokenizer) -> np.ndarray:
 
 def _pixels(model: Gemma3Model, workload: Workload, rng: np.random.Generator) -> np.ndarray:
     vision = model.config.vision
-    if vision is None or not model.has_vision:
+    if vision is None:
         _refuse(
             f"need a vision tower for images, got the text-only checkpoint `{model.checkpoint.path}`",
             "measure text alone",

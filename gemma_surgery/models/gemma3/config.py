@@ -91,9 +91,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint; `vision` is None for text-only models.
+    """A whole checkpoint.
 
     Attributes:
+        vision: None for text-only models, and for folders that hold the language part of a vision model.
         eos_token_ids: ids that end a turn, out of config.json and generation_config.json together.
     """
 
@@ -114,6 +115,7 @@ def read_model_config(checkpoint: Checkpoint) -> ModelConfig:
         SurgeryError: another family, a value of the wrong kind, or a feature that no Gemma 3 has.
     """
     family = Gemma3(checkpoint.config)
+    has_vision = family.is_multimodal and (checkpoint.closed_files or family.has_vision(checkpoint.tensors))
     ids = family.token_ids(_generation_config(checkpoint))
     image = {
         key: next(iter(ids.get(f"{key}_token_index", []) or ids.get(f"{key}_token_id", [])), None)
@@ -121,7 +123,7 @@ def read_model_config(checkpoint: Checkpoint) -> ModelConfig:
     }
     return ModelConfig(
         text=_text_config(family),
-        vision=_vision_config(family) if family.is_multimodal else None,
+        vision=_vision_config(family) if has_vision else None,
         bos_token_id=next(iter(ids.get("bos_token_id", [])), 2),
         pad_token_id=next(iter(ids.get("pad_token_id", [])), 0),
         eos_token_ids=tuple(ids.get("eos_token_id", [1])),

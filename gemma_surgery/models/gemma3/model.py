@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -73,7 +72,6 @@ class Gemma3Model(Module):
 
     Attributes:
         config: what config.json says; without vision when the folder has no vision weights.
-        has_vision: whether images can be shown to it.
         rows: the vocabulary of the logits.
     """
 
@@ -83,10 +81,7 @@ class Gemma3Model(Module):
         self._family = Gemma3(checkpoint.config)
         self._weights = weights = Weights(checkpoint, dtype)
         _check_anatomy(checkpoint, self._family, weights)
-        self.has_vision = bool(checkpoint.closed_files) or self._family.has_vision(weights.matrices)
-        config = read_model_config(checkpoint)
-        # A language-only folder of a vision model is a text model: its prompts have no place for images.
-        self.config: ModelConfig = config if self.has_vision else replace(config, vision=None)
+        self.config: ModelConfig = read_model_config(checkpoint)
         family, text = self._family, self.config.text
         self.embed_tokens = Matrix(weights, family.embedding)
         self.lm_head = Matrix(weights, family.head) if family.head in weights else None
@@ -102,6 +97,11 @@ class Gemma3Model(Module):
         self.rows = TokenRows(rows, token_map, compact=rows != text.vocab_size)
         self._vision: VisionEncoder | None = None
         self._sources = [weights]
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether images can be shown to it."""
+        return self.config.vision is not None
 
     @property
     def vision_loaded(self) -> bool:
