@@ -49,7 +49,8 @@ for unit in range(8):
     (partial / ".unit").write_bytes(data)
     os.replace(partial / ".unit", partial / name)
     written += len(data)
-    time.sleep(0.01)
+    # Much longer than starting Python takes, or kills would come before the first unit.
+    time.sleep(0.06)
 (partial / ".unit").unlink(missing_ok=True)
 if partial != target:
     os.replace(partial, target)
