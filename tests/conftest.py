@@ -1,39 +1,33 @@
-"""Fixtures that many tests share: small checkpoints, and the real tokenizer where it is at hand."""
+"""Fixtures that many tests share: the trained demo model, and the real tokenizer where it is at hand."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from demo_checkpoints import copy_tokenizer, copy_with_duplicate_head
 
-from gemma_surgery.families.tiny import tiny_model, write_tokenizer
-from gemma_surgery.surgery.executor import execute
-from gemma_surgery.synthesis import synthesis_plan
+from gemma_surgery.demo_model import demo_model_path
 
 REAL_TOKENIZER = Path(__file__).parents[2] / "shared/data/gemma3-tokenizer"
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return folder
+    return copy_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """A small MLX 4-bit checkpoint with a duplicate head; read-only by convention."""
-    target = tmp_path_factory.mktemp("tiny") / "original"
-    execute(synthesis_plan("tiny", tiny_model(), tiny_tokenizer), target)
-    return target
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 4-bit demo model with a duplicate head; read-only by convention."""
+    return copy_with_duplicate_head(tmp_path_factory.mktemp("tiny") / "original")
 
 
 @pytest.fixture(scope="session")
-def tiny_dense(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """The same model as a Hugging Face bf16 checkpoint."""
-    target = tmp_path_factory.mktemp("tiny_dense") / "original"
-    execute(synthesis_plan("tiny", tiny_model(quantized=False), tiny_tokenizer), target)
-    return target
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as trained: a Hugging Face bf16 checkpoint."""
+    return shutil.copytree(demo_model_path("bf16"), tmp_path_factory.mktemp("tiny_dense") / "original")
 
 
 @pytest.fixture(scope="session")

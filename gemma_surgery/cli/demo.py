@@ -1,87 +1,194 @@
-"""`demo`: make a small model, compress it, verify it, show what happened. No network."""
+"""`demo`: compress the small trained model that ships with the package, and ask it before and after."""
 
 from __future__ import annotations
 
+import random
+import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.cli import options
-from gemma_surgery.cli.console import megabytes, out, print_json, print_table
-from gemma_surgery.cli.plan import print_steps, summary
-from gemma_surgery.families.gemma3 import Gemma3
-from gemma_surgery.families.tiny import tiny_model, write_tokenizer
+from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table
+from gemma_surgery.cli.plan import print_step_table, summary
+from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
-from gemma_surgery.surgery.anatomy import logical_matrices
-from gemma_surgery.surgery.encoding import stored_bytes
 from gemma_surgery.surgery.executor import execute
-from gemma_surgery.synthesis import synthesis_plan
 from gemma_surgery.verification import verify
+
+if TYPE_CHECKING:
+    from gemma_surgery.demo_model.accuracy import Accuracy
+    from gemma_surgery.generation.image_file import ImageSource
+    from gemma_surgery.generation.stream import Generated
 
 # `mobile`, scaled to 8 layers and 224 pixels.
 SCALED = ("drop_layers.last=2", "reduce_resolution.image_size=168", "prune_neurons.protect_first=2")
+SEED = 7
+SHOWN_CHARACTERS = 90
 
 Keep = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Keep the folders here; default: a temporary folder.")
+    Path | None, typer.Option("--output", "-o", help="Keep the compressed folder here; default: nowhere.")
 ]
+Scenes = Annotated[int, typer.Option(min=1, help="Unseen scenes that each checkpoint describes.")]
+Tasks = Annotated[int, typer.Option(min=1, help="Unseen text tasks that each checkpoint solves.")]
 
 
-def command(output: Keep = None, json: options.Json = False) -> None:
-    """Compress a small random-weight Gemma 3 with `mobile` scaled to it, and verify every byte."""
+def command(
+    output: Keep = None,
+    scenes: Scenes = 12,
+    tasks: Tasks = 22,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compress a small trained Gemma 3 with `mobile` scaled to it; ask both, and verify every byte."""
     if output is not None:
-        _demo(output, json)
+        _demo(output, scenes, tasks, json, quiet)
         return
     with tempfile.TemporaryDirectory(prefix="gemma-surgery-demo-") as folder:
-        _demo(Path(folder), json)
+        _demo(Path(folder) / "mobile", scenes, tasks, json, quiet)
 
 
-def _demo(folder: Path, json: bool) -> None:
-    source, target = folder / "original", folder / "mobile"
-    write_tokenizer(folder / "tokenizer")
-    execute(synthesis_plan("tiny", tiny_model(), folder / "tokenizer"), source, overwrite=True)
-    original = open_checkpoint(source)
+@dataclass(frozen=True)
+class Examined:
+    """A checkpoint, what it said and how it did.
+
+    Attributes:
+        text_bytes: weights in memory that text needs.
+        description: of the image.
+        answer: to the task.
+        prompt_rate: tokens per second, median over all prompts.
+        rate: of generation, tokens per second, median over all answers.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    text_bytes: int
+    description: str
+    answer: str
+    accuracy: Accuracy
+    prompt_rate: float
+    rate: float
+
+    def to_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "name": self.name,
+            "size_bytes": self.checkpoint.size_bytes,
+            "text_bytes": self.text_bytes,
+            "description": self.description,
+            "answer": self.answer,
+            "facts": self.accuracy.fact_share,
+            "tasks": self.accuracy.task_share,
+            "prompt_tps": self.prompt_rate,
+            "generation_tps": self.rate,
+        }
+
+
+def _demo(target: Path, scenes: int, tasks: int, json: bool, quiet: bool) -> None:
+    from gemma_surgery.demo_model.questions import DESCRIBE
+    from gemma_surgery.demo_model.scenes import caption, random_scene, render
+    from gemma_surgery.demo_model.tasks import random_task
+
+    original = open_checkpoint(demo_model_path("bf16"))
     plan = make_plan(original, load_recipe("mobile", SCALED))
-    outcome = execute(plan, target, overwrite=True)
+    execute(plan, target, overwrite=True)
     verdict = verify(target, original)
+
+    scene = random_scene(random.Random(SEED), 2, split="held_out")
+    task = random_task(random.Random(SEED), "reverse", split="held_out")
+    shown = DESCRIBE[0], render(scene), task.prompt
+    progress = CountProgress("asking", quiet or json)
+    progress.begin(3 * (scenes + tasks))
+    examined = [
+        _examine(name, checkpoint, shown, (scenes, tasks), progress)
+        for name, checkpoint in (
+            ("original, bf16", original),
+            ("4-bit", open_checkpoint(demo_model_path("4bit"))),
+            ("mobile", open_checkpoint(target)),
+        )
+    ]
+    progress.finish()
     if json:
-        print_json({**summary(plan), "seconds": round(outcome.seconds, 3), "verify": verdict.to_json()})
+        candidates = [one.to_json() for one in examined]
+        print_json({**summary(plan), "checkpoints": candidates, "verify": verdict.to_json()})
     else:
-        print_steps(plan, plan.seconds_by_step(outcome.tensor_seconds, outcome.phase_seconds))
-        _print_components(original, open_checkpoint(target))
-        for check in verdict.checks:
-            out().print(f"verified: {check}")
+        print_step_table(plan, {})
+        _print_answers(f"an image of: {caption(scene)}", DESCRIBE[0], [one.description for one in examined])
+        _print_answers("a text", task.prompt, [one.answer for one in examined])
+        _print_measurements(examined)
         for problem in verdict.problems:
             out().print(f"problem: {problem}")
-        out().print("weights are random: the demo shows bytes and proofs, not answers")
+        if verdict.ok:
+            out().print(f"verified: every one of {verdict.tensors} tensors derived again from the original")
     if not verdict.ok:
         raise typer.Exit(1)
 
 
-def _print_components(before: Checkpoint, after: Checkpoint) -> None:
-    sizes = [_component_bytes(checkpoint) for checkpoint in (before, after)]
-    rows = [
-        (
-            part,
-            megabytes(sizes[0][part]),
-            megabytes(sizes[1].get(part, 0)),
-            f"{sizes[1].get(part, 0) / size:.0%}",
-        )
-        for part, size in sizes[0].items()
-    ]
-    total = [sum(size.values()) for size in sizes]
-    rows.append(("total", megabytes(total[0]), megabytes(total[1]), f"{total[1] / total[0]:.0%}"))
-    print_table(
-        "", [("component", "left"), ("before MB", "right"), ("after MB", "right"), ("", "right")], rows
+def _examine(
+    name: str,
+    checkpoint: Checkpoint,
+    shown: tuple[str, ImageSource, str],
+    counts: tuple[int, int],
+    progress: CountProgress,
+) -> Examined:
+    """Ask a checkpoint about one image and one text, then everything that is counted."""
+    from gemma_surgery.demo_model.accuracy import ask, measure_accuracy
+    from gemma_surgery.generation.loading import load
+
+    model, tokenizer = load(checkpoint.path)
+    question, image, text = shown
+    said = ask(model, tokenizer, question, [image]).text, ask(model, tokenizer, text).text
+    answers: list[Generated] = []
+
+    def on_answer(answer: Generated) -> None:
+        answers.append(answer)
+        progress.advance(1)
+
+    accuracy = measure_accuracy(model, tokenizer, *counts, on_answer=on_answer)
+    return Examined(
+        name,
+        checkpoint,
+        model.text_bytes,
+        *said,
+        accuracy,
+        statistics.median(answer.prompt_tps for answer in answers),
+        statistics.median(answer.generation_tps for answer in answers),
     )
 
 
-def _component_bytes(checkpoint: Checkpoint) -> dict[str, int]:
-    family = Gemma3(checkpoint.config)
-    sizes: dict[str, int] = {}
-    for matrix in logical_matrices(checkpoint).values():
-        part = family.component(matrix.name)
-        sizes[part] = sizes.get(part, 0) + stored_bytes(matrix.name, matrix.shape, matrix.encoding)
-    return sizes
+def _print_answers(title: str, question: str, answers: list[str]) -> None:
+    out().print(f"\n{title}\n  > {question}")
+    for name, answer in zip(("original", "4-bit", "mobile"), answers, strict=True):
+        out().print(f"  {name:9} {_one_line(answer)}")
+
+
+def _one_line(answer: str) -> str:
+    line = " ".join(answer.split())
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
+
+
+def _print_measurements(examined: list[Examined]) -> None:
+    def row(label: str, cells: list[str]) -> list[str]:
+        return [label, *cells]
+
+    first = examined[0]
+    facts, tasks = first.accuracy.facts[1], first.accuracy.tasks[1]
+    rows = [
+        row("weights, MB", [megabytes(one.checkpoint.size_bytes) for one in examined]),
+        row(
+            "of the original",
+            [f"{one.checkpoint.size_bytes / first.checkpoint.size_bytes:.0%}" for one in examined],
+        ),
+        row("prompt tokens per second", [f"{one.prompt_rate:,.0f}" for one in examined]),
+        row("generated tokens per second", [f"{one.rate:,.0f}" for one in examined]),
+        row(
+            f"facts right, of {facts} in unseen images",
+            [f"{one.accuracy.fact_share:.1%}" for one in examined],
+        ),
+        row(f"tasks right, of {tasks} unseen ones", [f"{one.accuracy.task_share:.1%}" for one in examined]),
+    ]
+    print_table("", [("", "left"), *((one.name, "right") for one in examined)], rows)

@@ -51,8 +51,8 @@ def summary(plan: Plan) -> dict[str, object]:
     }
 
 
-def print_steps(plan: Plan, seconds: dict[str, float]) -> None:
-    """The table of steps, and what each one wants to say."""
+def print_step_table(plan: Plan, seconds: dict[str, float]) -> None:
+    """One line per step; `seconds` by step, or empty."""
     rows = []
     total = plan.source_bytes
     for step in plan.steps:
@@ -73,6 +73,11 @@ def print_steps(plan: Plan, seconds: dict[str, float]) -> None:
         ("values", "left"),
     ]
     print_table("", [*columns, ("seconds", "right")] if seconds else columns, rows)
+
+
+def print_steps(plan: Plan, seconds: dict[str, float]) -> None:
+    """The table of steps, and what each one wants to say."""
+    print_step_table(plan, seconds)
     for step in plan.steps:
         for line in step.table:
             out().print("  " + "  ".join(line))

@@ -104,9 +104,7 @@ class Draft:
         trial = self._fork()
         step(trial)
         before, after = _weigh(self.tensors), _weigh(trial.tensors)
-        lossless = all(
-            tensor.lossless or not _was_lossless(self.tensors, tensor) for tensor in trial.tensors.values()
-        )
+        lossless = not any(_adds_loss(self.tensors, tensor) for tensor in trial.tensors.values())
         report = StepReport(
             name, before[0] - after[0], after[1] - before[1], lossless, tuple(trial.notes), tuple(trial.table)
         )
@@ -266,9 +264,15 @@ def _counterpart(before: dict[str, Tensor], tensor: Tensor) -> Tensor | None:
     return next((other for other in before.values() if other.origin is tensor.origin), None)
 
 
-def _was_lossless(before: dict[str, Tensor], tensor: Tensor) -> bool:
+def _adds_loss(before: dict[str, Tensor], tensor: Tensor) -> bool:
+    """Whether a step made values inexact that were exact, or mixed new ones."""
+    if tensor.lossless:
+        return False
     old = _counterpart(before, tensor)
-    return old is None or old.lossless
+    if old is None or old.lossless:
+        return True
+    transform = tensor.transform
+    return transform is not None and transform is not old.transform and not transform.lossless
 
 
 def _edited(before: dict[str, Tensor], tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,9 +158,27 @@ def test_doctor_and_version() -> None:
 
 
 def test_demo_proves_what_it_shows() -> None:
-    result = run("demo")
+    result = run("demo", "--scenes", "2", "--tasks", "2")
     assert result.returncode == 0, result.stderr
-    assert "derived from the source again, bit for bit" in result.stdout
+    assert "tensors derived again from the original" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
+    assert len(result.stdout.splitlines()) <= 42
+    # The answers of all three checkpoints are read off the screen, and right.
+    wanted = re.search(r"an image of: (There is .*)", result.stdout)
+    assert wanted is not None
+    for name in ("original", "4-bit", "mobile"):
+        assert re.search(rf"{name} +{re.escape(wanted[1])}", result.stdout), result.stdout
+
+
+def test_demo_counts_right_answers_of_all_three_checkpoints(tmp_path: Path) -> None:
+    report = last_json(run("demo", "-o", tmp_path / "kept", "--scenes", "3", "--tasks", "4", "--json"))
+    names = [one["name"] for one in report["checkpoints"]]
+    assert names == ["original, bf16", "4-bit", "mobile"]
+    sizes = [one["size_bytes"] for one in report["checkpoints"]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == report["output_bytes"]
+    assert all(0 <= one[key] <= 1 for one in report["checkpoints"] for key in ("facts", "tasks"))
+    assert report["verify"]["ok"]
+    assert (tmp_path / "kept" / "surgery.json").is_file()
 
 
 def test_an_unfinished_run_resumes_from_the_shell(tiny: Path, tmp_path: Path) -> None:

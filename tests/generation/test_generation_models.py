@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from compressing import plan_recipe
+from sentences import SENTENCES
 
 from gemma_surgery.errors import SurgeryError
-from gemma_surgery.families.tiny import SENTENCES
 from gemma_surgery.generation.loading import load
 from gemma_surgery.generation.logits_processors import make_logits_processors
 from gemma_surgery.generation.prefill import prefill

@@ -8,11 +8,11 @@ import mlx.core as mx
 import pytest
 import torch
 from compressing import compress_steps
+from demo_checkpoints import IMAGE_SIZE, TOKENS_PER_IMAGE
 from reference_models import Checkpointed
 from reference_processor import processor, random_picture, toy_tokenizer
 from tiny_references import make_tiny
 
-from gemma_surgery.families.tiny import IMAGE_SIZE, TOKENS_PER_IMAGE
 from gemma_surgery.generation.prompt import build_prompt
 from gemma_surgery.generation.stream import stream_generate
 from gemma_surgery.generation.tokenizer import Tokenizer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_checkpoints import IMAGE_SIZE, TOKENS_PER_IMAGE
 from reference_processor import processor, random_picture, real_tokenizer_of, toy_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
-from gemma_surgery.families.tiny import IMAGE_SIZE, TOKENS_PER_IMAGE
 from gemma_surgery.generation.images import ImageSettings
 from gemma_surgery.generation.pan_and_scan import PanAndScan
 from gemma_surgery.generation.prompt import build_prompt

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from comparing import Layout, prompt_tokens
+from demo_checkpoints import published_demo
 from reference_models import Checkpointed, cast_parameters, random_reference, save_released
-
-from gemma_surgery.families.tiny import tiny_model
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -35,7 +34,7 @@ def make_tiny(
         multimodal: whether there is a vision tower.
         embedding_scale: factor on the table. Small, and a token is no longer followed by itself.
     """
-    published = tiny_model(quantized=False)
+    published = published_demo(quantized=False)
     config: dict = copy.deepcopy(dict(published.config)) | {"torch_dtype": DTYPE_NAMES[dtype]}
     if not multimodal:
         text = config["text_config"]

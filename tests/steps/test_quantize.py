@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from compressing import compress_steps, plan_steps, read_json
+from compressing import compress_steps, plan_recipe, plan_steps, read_json
 from independent import dequantize, read_all
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
@@ -113,3 +113,14 @@ def test_values_that_are_not_finite_are_refused(tiny_dense: Path, tmp_path: Path
     with pytest.raises(SurgeryError, match=f"cannot encode `{GATE}.weight`"):
         compress_steps(source, tmp_path, QUANTIZE)
     assert not (tmp_path / "output").exists()
+
+
+def test_a_resampled_table_is_called_inexact_even_where_quantization_made_it_so_before(
+    tiny_dense: Path,
+) -> None:
+    lossless = {step.step: step.lossless for step in plan_recipe(tiny_dense).steps}
+    assert not lossless["quantize"]
+    assert not lossless["reduce_resolution"]
+    # Rows and layers go as they are, whatever is stored in the end.
+    assert lossless["prune_vocabulary"]
+    assert lossless["drop_layers"]

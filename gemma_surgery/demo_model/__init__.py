@@ -1,0 +1,27 @@
+"""The small trained Gemma 3 that ships with the package, and the generators of its world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemma_surgery.errors import SurgeryError
+
+FORMS = ("bf16", "4bit")
+
+
+def demo_model_path(form: str) -> Path:
+    """Folder of the demo model: `bf16` as trained (Hugging Face layout) or `4bit` (MLX layout).
+
+    Raises:
+        SurgeryError: no such form, or this installation carries no such folder.
+    """
+    if form not in FORMS:
+        raise SurgeryError("demo_model", f"need a form, {' or '.join(f'`{f}`' for f in FORMS)}, got `{form}`")
+    folder = Path(__file__).parent / form
+    if not (folder / "config.json").is_file():
+        raise SurgeryError(
+            "demo_model",
+            f"need `config.json` of the demo model, got no such file in `{folder}`",
+            "reinstall gemma-surgery, or train the model with `tools/train_tiny.py`",
+        )
+    return folder

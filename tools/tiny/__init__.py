@@ -1,0 +1,1 @@
+"""Training of the demo model: run `tools/train_tiny.py`."""
