@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.families.published import Published
+from gemma_surgery.surgery.executor import execute
+from gemma_surgery.synthesis import synthesis_plan
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.json", "added_tokens.json")
 DOCUMENTS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 IMAGE_SIZE, TOKENS_PER_IMAGE = 224, 16
 
@@ -27,9 +28,14 @@ def published_demo(quantized: bool = True) -> Published:
 
 
 def copy_tokenizer(target: Path) -> Path:
+    """The tokenizer without its chat template: turns are written in Gemma's own format then."""
+    source = demo_model_path("bf16")
     target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        shutil.copy(demo_model_path("bf16") / name, target)
+    for name in ("tokenizer.json", "added_tokens.json"):
+        shutil.copy(source / name, target)
+    config = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    del config["chat_template"]
+    (target / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return target
 
 
@@ -42,4 +48,12 @@ def copy_with_duplicate_head(target: Path) -> Path:
     for part in ("weight", "scales", "biases"):
         tensors[f"language_model.lm_head.{part}"] = tensors[f"language_model.model.embed_tokens.{part}"]
     mx.save_safetensors(path, tensors, {"format": "mlx"})
+    return target
+
+
+def random_checkpoint(target: Path, tokenizer: Path) -> Path:
+    """The demo model's shape with random weights and the full context: its answers have no end."""
+    published = published_demo()
+    del published.config["text_config"]["max_position_embeddings"]
+    execute(synthesis_plan("tiny", published, tokenizer), target)
     return target

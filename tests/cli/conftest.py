@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compressing import plan_recipe
+from demo_checkpoints import random_checkpoint
 from PIL import Image
 
 from gemma_surgery.cli import main
@@ -89,3 +90,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights here: answers that go on until something ends them."""
+    return random_checkpoint(tmp_path_factory.mktemp("random") / "original", tiny_tokenizer)

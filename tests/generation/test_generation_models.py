@@ -45,7 +45,8 @@ def image_prompt(model: Gemma3Model) -> Prompt:
     shape = (2, vision.image_size, vision.image_size, 3)
     pixels = np.random.default_rng(4).uniform(-1, 1, shape).astype(np.float32)
     block = [config.boi_token_id, *[config.image_token_id] * vision.tokens_per_image, config.eoi_token_id]
-    return Prompt([2, 700, *block, 701, *block, *LONG[1:40]], pixels)
+    # Newline runs, which every vocabulary keeps.
+    return Prompt([2, 107, *block, 108, *block, *LONG[1:40]], pixels)
 
 
 def chosen(loaded: Loaded, prompt, count: int = 20, **options) -> list[int]:
@@ -69,7 +70,7 @@ def without_cache(
 @pytest.mark.parametrize("which", ["original", "pruned"])
 def test_generated_tokens_are_those_of_whole_passes(which: str, request: pytest.FixtureRequest) -> None:
     loaded = request.getfixturevalue(which)
-    prompt = loaded[1].encode(" ".join(SENTENCES[:3]))
+    prompt = loaded[1].encode(" ".join(SENTENCES[:3]))[:50]
     assert len(prompt) < loaded[0].config.text.window < len(prompt) + 30
     assert chosen(loaded, [2, *prompt], 30) == without_cache(loaded[0], [2, *prompt], 30)
 

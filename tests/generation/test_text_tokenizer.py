@@ -70,8 +70,8 @@ def test_a_pruned_tokenizer_keeps_ids_and_gives_every_text_back(whole: Tokenizer
         assert pruned.decode(ids) == text
         stream = pruned.detokenizer()
         assert "".join(stream.add(token_id) for token_id in ids) + stream.finish() == text
-    cyrillic = whole.encode("Быстрая")[0]
-    assert whole.token_of(cyrillic) is not None
+    cyrillic = whole.id_of("и")
+    assert cyrillic is not None
     assert pruned.token_of(cyrillic) is None
     assert pruned.decode([cyrillic]) == ""
 
