@@ -11,6 +11,14 @@ import pytest
 from gemma_surgery.generation.stream import Generated
 from gemma_surgery.session.engine import Engine
 
+# The command line for `python -c`: a suite in the background ignores SIGINT, and its children inherit that.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from gemma_surgery.cli import main
+main()
+"""
+
 
 def interrupt_after(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send SIGINT at the given token of the next answer; 0: while its prompt is read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupting import interrupt_after
+from interrupting import INTERRUPTIBLE, interrupt_after
 
 import gemma_surgery
 from gemma_surgery.generation.prompt import build_prompt
@@ -244,7 +245,7 @@ def test_ctrl_c_before_the_answer_forgets_the_message(chat, answers, monkeypatch
 def test_on_a_terminal_there_are_marks_and_ctrl_c_at_them_does_not_end_it(tiny) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "gemma_surgery", "chat", tiny, "-m", "2"],
+        [sys.executable, "-c", INTERRUPTIBLE, "chat", tiny, "-m", "2"],
         stdin=slave,
         stdout=slave,
         stderr=subprocess.PIPE,
@@ -256,6 +257,7 @@ def test_on_a_terminal_there_are_marks_and_ctrl_c_at_them_does_not_end_it(tiny) 
     def until(text: bytes) -> None:
         seen = b""
         while text not in seen:
+            assert select.select([master], [], [], 60)[0], f"waited for {text!r}, saw {seen!r}"
             seen += os.read(master, 1000)
 
     until(b">>> ")

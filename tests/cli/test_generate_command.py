@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from interrupting import interrupt_after
+from interrupting import INTERRUPTIBLE, interrupt_after
 from PIL import Image
 
 import gemma_surgery
@@ -327,7 +327,7 @@ def test_ctrl_c_prints_what_there_is_and_exits_with_130(tiny) -> None:
     # A penalty that rewards repetition: this answer has no end.
     arguments = ["-p", "Hello", "-m", "-1", "--repetition-penalty", "0.05"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gemma_surgery", "generate", tiny, *arguments],
+        [sys.executable, "-c", INTERRUPTIBLE, "generate", tiny, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
