@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from gemma_surgery.families.published import vision_documents
 from tiny.anatomy import CONFIG, END_OF_TURN, IMAGE_SIZE, TOKENS_PER_IMAGE
 
 # Names in memory (transformers 5) -> names on disk.
@@ -27,25 +28,7 @@ DOCUMENTS: dict[str, dict] = {
         "eos_token_id": [1, END_OF_TURN],
         "pad_token_id": 0,
     },
-    "preprocessor_config.json": {
-        "do_convert_rgb": None,
-        "do_normalize": True,
-        "do_pan_and_scan": None,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "Gemma3ImageProcessor",
-        "image_seq_length": TOKENS_PER_IMAGE,
-        "image_std": [0.5, 0.5, 0.5],
-        "pan_and_scan_max_num_crops": None,
-        "pan_and_scan_min_crop_size": None,
-        "pan_and_scan_min_ratio_to_activate": None,
-        "processor_class": "Gemma3Processor",
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    },
-    "processor_config.json": {"image_seq_length": TOKENS_PER_IMAGE, "processor_class": "Gemma3Processor"},
+    **vision_documents(IMAGE_SIZE, TOKENS_PER_IMAGE),
 }
 
 

@@ -19,7 +19,8 @@ from gemma_surgery.models.gemma3.vision import VisionEncoder
 from gemma_surgery.models.kv_cache import DENSE, CacheOptions, KVCache
 from gemma_surgery.models.layers import Matrix
 from gemma_surgery.models.weights import MLX_DTYPES, Weights
-from gemma_surgery.surgery.encoding import Dense, Quantized
+from gemma_surgery.surgery.anatomy import logical_matrices
+from gemma_surgery.surgery.encoding import Dense, Encoding, Quantized
 
 # Problems that one message lists before it only counts them.
 LISTED_PROBLEMS = 3
@@ -291,12 +292,17 @@ def load_model(
 
 
 def _default_dtype(checkpoint: Checkpoint) -> mx.Dtype:
-    encoding = Weights(checkpoint, mx.float32).matrices[Gemma3(checkpoint.config).embedding].encoding
-    stored = encoding.dtype if isinstance(encoding, Dense) else encoding.scale_dtype
+    encoding = logical_matrices(checkpoint)[Gemma3(checkpoint.config).embedding].encoding
+    stored = _stored_dtype(encoding)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if stored == "F16" or (on_cpu and isinstance(encoding, Quantized)):
         return mx.float32
     return MLX_DTYPES[stored]
+
+
+def _stored_dtype(encoding: Encoding) -> str:
+    """What values are decoded to: the dtype of a dense matrix, or of the scales of a quantized one."""
+    return encoding.dtype if isinstance(encoding, Dense) else encoding.scale_dtype
 
 
 def _read(module: Module, weights: Weights) -> None:
@@ -315,7 +321,7 @@ def _size_bytes(module: Module) -> int:
 def _embed_scale(text: TextConfig, weights: Weights, family: Gemma3, dtype: mx.Dtype) -> mx.array:
     """The square root of E in the checkpoint's own precision: 50.5 for 2560 in bfloat16."""
     encoding = weights.encoding(family.embedding)
-    stored = encoding.dtype if isinstance(encoding, Dense) else encoding.scale_dtype
+    stored = _stored_dtype(encoding)
     return mx.array(text.hidden_size**0.5).astype(MLX_DTYPES[stored]).astype(dtype)
 
 
