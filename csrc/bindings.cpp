@@ -13,6 +13,8 @@
 #include <cstring>
 
 #include "arrays.h"
+#include "bind_ops.h"
+#include "bind_probes.h"
 #include "bind_tokenizer.h"
 #include "cpu/checks.h"
 #include "cpu/dispatch.h"
@@ -214,6 +216,8 @@ void bind_encoding(nb::module_& m) {
 NB_MODULE(_ext, m) {
   m.doc() = "Native kernels of gemma-surgery.";
   bind_encoding(m);
+  bind_ops(m);
+  bind_probes(m);
   bind_tokenizer(m);
 
   m.def(

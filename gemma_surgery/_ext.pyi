@@ -1,4 +1,4 @@
-"""Types of the native module; see `csrc/bindings.cpp` and `csrc/bind_tokenizer.cpp`.
+"""Types of the native module; see `csrc/bindings.cpp` and the other `csrc/bind_*.cpp`.
 
 A buffer is any C-contiguous NumPy array (or object with the buffer protocol): only its
 size in bytes is checked against what the shapes say. ``ValueError`` names what is wrong.
@@ -125,9 +125,141 @@ def scan_tokenizer(
 ) -> (
     tuple[TokenTable, NDArray[np.int32], NDArray[np.int32], bool, tuple[int, int], tuple[int, int]] | None
 ): ...
+def read_pass(buffer: _Buffer, *, threads: int = 0, isa: str | None = None) -> tuple[float, int]:
+    """Read a buffer of a multiple of 4096 bytes once: seconds, and the sum of its 32-bit words.
+
+    `threads` 0: one per processor.
+    """
+
+def float_rate(*, threads: int = 0, isa: str | None = None) -> tuple[float, str]:
+    """Float32 multiply-adds in registers: operations per second (two each), and the instructions."""
+
+def int8_rate(*, threads: int = 0, isa: str | None = None) -> tuple[float, str]:
+    """Multiply-adds of 8-bit integers in registers: operations per second (two each), and what did them."""
+
 def equal_bytes(a: _Buffer, b: _Buffer) -> bool: ...
 def cpu_features() -> dict[str, bool]: ...
 def available_isas() -> list[str]: ...
 def default_isa() -> str: ...
 def probe_array(array: mx.array) -> int: ...
 def build_info() -> dict[str, str]: ...
+
+# The ops, documented in `gemma_surgery.ops`.
+_Stream: TypeAlias = mx.Stream | mx.Device | mx.DeviceType | None
+
+def gather_embed(
+    ids: mx.array,
+    token_map: mx.array | None,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    scale: float,
+    group_size: int,
+    bits: int,
+    dtype: mx.Dtype | None,
+    stream: _Stream,
+) -> mx.array: ...
+def tied_logits(
+    h: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    softcap: float | None,
+    group_size: int,
+    bits: int,
+    dtype: mx.Dtype | None,
+    stream: _Stream,
+) -> mx.array: ...
+def tied_argmax(
+    h: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    inverse_map: mx.array | None,
+    softcap: float | None,
+    group_size: int,
+    bits: int,
+    stream: _Stream,
+) -> tuple[mx.array, mx.array]: ...
+def tied_choice(
+    h: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    ids: mx.array,
+    softcap: float | None,
+    group_size: int,
+    bits: int,
+    stream: _Stream,
+) -> tuple[mx.array, mx.array]: ...
+def tied_topk(
+    h: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    k: int,
+    inverse_map: mx.array | None,
+    softcap: float | None,
+    group_size: int,
+    bits: int,
+    stream: _Stream,
+) -> tuple[mx.array, mx.array]: ...
+def tied_logprob(
+    h: mx.array,
+    targets: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    softcap: float | None,
+    group_size: int,
+    bits: int,
+    stream: _Stream,
+) -> tuple[mx.array, mx.array]: ...
+def quantized_linear(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    bias: mx.array | None,
+    group_size: int,
+    bits: int,
+    activations: str,
+    stream: _Stream,
+) -> mx.array: ...
+def requantize_arrays(
+    weight: mx.array,
+    scales: mx.array | None,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    columns: mx.array | None,
+    rows: mx.array | None,
+    target_group_size: int,
+    target_bits: int,
+    target_dtype: mx.Dtype | None,
+    refine: bool,
+    stream: _Stream,
+) -> list[mx.array]: ...
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float, stream: _Stream) -> mx.array: ...
+def add_rms_norm(
+    h: mx.array, y: mx.array, weight: mx.array | None, eps: float, stream: _Stream
+) -> mx.array: ...
+def layer_norm(
+    x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float, stream: _Stream
+) -> mx.array: ...
+def gelu_tanh(x: mx.array, stream: _Stream) -> mx.array: ...
+def gated_gelu(gate: mx.array, up: mx.array, stream: _Stream) -> mx.array: ...
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None, stream: _Stream) -> mx.array: ...
+def rope(x: mx.array, periods: mx.array, offset: int, stream: _Stream) -> mx.array: ...
+def attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    causal: bool,
+    window: int,
+    image_blocks: mx.array | None,
+    mask: mx.array | None,
+    stream: _Stream,
+) -> mx.array: ...
+def _set_cpu_options(isa: str, threads: int) -> None: ...

@@ -105,6 +105,21 @@ GS_INLINE void store_stored(uint8_t* to, Words bits) {
 template <Dtype kDtype>
 constexpr int kStoredBytes = kDtype == Dtype::F32 ? 4 : 2;
 
+GS_INLINE int64_t stored_bytes(Dtype dtype) {
+  return dtype == Dtype::F32 ? 4 : 2;
+}
+
+GS_INLINE Floats load_stored(Dtype dtype, const uint8_t* from) {
+  switch (dtype) {
+    case Dtype::F16:
+      return load_stored<Dtype::F16>(from);
+    case Dtype::BF16:
+      return load_stored<Dtype::BF16>(from);
+    default:
+      return load_stored<Dtype::F32>(from);
+  }
+}
+
 // The nearest stored value, for scalar use.
 template <Dtype kDtype>
 GS_INLINE float rounded_to(float value) {

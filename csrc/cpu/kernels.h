@@ -45,6 +45,9 @@ struct EncodedRow {
   uint8_t* biases;
 };
 
+struct ProductKernels;
+struct FloatKernels;
+
 struct Kernels {
   const char* name;
 
@@ -57,6 +60,18 @@ struct Kernels {
       int64_t cols,
       const Scratch& scratch,
       float* out);
+
+  // Decodes `cols` columns of an affine row, times `factor`, to elements of `out_dtype`.
+  void (*embed)(
+      const Encoding& encoding,
+      const uint8_t* weight,
+      const uint8_t* scales,
+      const uint8_t* biases,
+      int64_t cols,
+      float factor,
+      const Scratch& scratch,
+      Dtype out_dtype,
+      uint8_t* out);
 
   // Encodes `cols` float32 columns; `padded[g]` marks groups whose zeros must stay exact.
   EncodeResult (*encode)(
@@ -90,6 +105,9 @@ struct Kernels {
       int64_t cols,
       const Scratch& scratch,
       double* out);
+
+  const ProductKernels* products;
+  const FloatKernels* floats;
 };
 
 }  // namespace gemma_surgery::cpu

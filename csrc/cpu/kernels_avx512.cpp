@@ -6,14 +6,19 @@
 
 namespace gemma_surgery::cpu {
 
+extern const ProductKernels k_avx512_products;
+extern const FloatKernels k_avx512_float_kernels;
 extern const Kernels k_avx512_kernels;
 const Kernels k_avx512_kernels = {
     "avx512",
     avx512::decode_row,
+    avx512::embed_row,
     avx512::encode_row,
     avx512::gather,
     avx512::row_square_sum,
     avx512::add_row_squares,
+    &k_avx512_products,
+    &k_avx512_float_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -6,14 +6,19 @@
 
 namespace gemma_surgery::cpu {
 
+extern const ProductKernels k_neon_products;
+extern const FloatKernels k_neon_float_kernels;
 extern const Kernels k_neon_kernels;
 const Kernels k_neon_kernels = {
     "neon",
     neon::decode_row,
+    neon::embed_row,
     neon::encode_row,
     neon::gather,
     neon::row_square_sum,
     neon::add_row_squares,
+    &k_neon_products,
+    &k_neon_float_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

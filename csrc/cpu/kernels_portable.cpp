@@ -6,14 +6,19 @@
 
 namespace gemma_surgery::cpu {
 
+extern const ProductKernels k_portable_products;
+extern const FloatKernels k_portable_float_kernels;
 extern const Kernels k_portable_kernels;
 const Kernels k_portable_kernels = {
     "portable",
     portable::decode_row,
+    portable::embed_row,
     portable::encode_row,
     portable::gather,
     portable::row_square_sum,
     portable::add_row_squares,
+    &k_portable_products,
+    &k_portable_float_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/decode.h"
+#include "cpu/embed.h"
 #include "cpu/encode.h"
 #include "cpu/encode_mx.h"
 #include "cpu/squares.h"

@@ -1,0 +1,12 @@
+// Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
+
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace gemma_surgery::python {
+
+void bind_ops(nanobind::module_& m);
+void bind_float_ops(nanobind::module_& m);
+
+}  // namespace gemma_surgery::python
