@@ -1,0 +1,7 @@
+// Copyright 2026 The gemma-surgery authors. SPDX-License-Identifier: Apache-2.0
+//
+// Stands in for an Apple SDK header where eval_gpu is type-checked on other systems.
+
+#pragma once
+
+typedef struct __IOSurface* IOSurfaceRef;
