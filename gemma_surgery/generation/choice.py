@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import mlx.core as mx
 import numpy as np
 
+from gemma_surgery.generation.samplers import Sampler
+
 if TYPE_CHECKING:
     from gemma_surgery.generation.logits_processors import LogitsProcessor
     from gemma_surgery.generation.samplers import SamplerFunction
@@ -64,6 +66,12 @@ class Chooser:
         if image_id is not None and image_id < model.config.text.vocab_size:
             mask[int(number(model.rows.to_rows(mx.array(image_id, mx.int32))))] = False
         self._allowed = None if mask.all() else mx.array(mask)
+        self._ids: mx.array | None = None
+        if isinstance(sampler, Sampler) and sampler.is_greedy and not self.processors:
+            ids = np.asarray(model.rows.to_ids(mx.arange(model.rows.size, dtype=mx.int32)))
+            if model.rows.kept is not None:
+                mask &= np.asarray(model.rows.kept)
+            self._ids = mx.array(np.where(mask, ids, -1).astype(np.int32))
 
     def logprobs(self, tokens: list[int], logits: mx.array) -> mx.array:
         """Log-probabilities float32 `[B, R]` after the processors, from logits of the same shape.
@@ -78,6 +86,15 @@ class Chooser:
         for processor in self.processors:
             logits = processor(tokens, logits)
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    def draw(self, tokens: list[int], hidden: mx.array) -> tuple[mx.array, mx.array]:
+        """A token and its log-probability, both `[B]`, from hidden states `[B, E]`; nothing is evaluated.
+
+        Greedy choice without processors reads the head once and never writes the logits.
+        """
+        if self._ids is not None:
+            return self.model.choice(hidden, self._ids)
+        return self.choose(tokens, self.model.logits(hidden))
 
     def choose(self, tokens: list[int], logits: mx.array) -> tuple[mx.array, mx.array]:
         """A token and its log-probability, both `[B]`, from logits `[B, R]`; nothing is evaluated."""

@@ -88,13 +88,13 @@ class GenerationLoop:
         """Run the prompt, then draw tokens until something ends it."""
         started = time.perf_counter()
         prompt_tokens = len(self.request.tokens)
-        logits = self._read_prompts()
+        hidden = self._read_prompts()
         speculative = None
         if self.draft is None:
-            source = plain_tokens(self.chooser, self.cache, logits, self.limit, self.keeps_cache)
+            source = plain_tokens(self.chooser, self.cache, hidden, self.limit, self.keeps_cache)
         else:
             speculative = SpeculativeTokens(self.chooser, self.cache, self.draft, self.num_draft_tokens)
-            source = speculative.tokens(logits, self.limit, self.keeps_cache)
+            source = speculative.tokens(hidden, self.limit, self.keeps_cache)
         detokenizer, loops = self.tokenizer.detokenizer(), LoopDetector()
         accepted = 0
         with closing(source):
@@ -137,17 +137,17 @@ class GenerationLoop:
         return "length" if count == self.limit else None
 
     def _read_prompts(self) -> mx.array:
-        """Logits `[1, R]` after the prompt."""
+        """The last hidden state `[1, E]` of the prompt."""
         model = self.chooser.model
         hidden = _prefill_into(self.cache, model, self.request, self.prefill_step_size, self.progress)
-        logits = model.logits(hidden[:, -1])
-        mx.async_eval(logits)
+        hidden = hidden[:, -1]
+        mx.async_eval(hidden)
         if self.draft is not None and self.draft_request is not None and self.draft_request.tokens:
             draft = self.draft
             mx.async_eval(
                 _prefill_into(draft.cache, draft.model, self.draft_request, self.prefill_step_size, None)
             )
-        return logits
+        return hidden
 
 
 def _prefill_into(

@@ -17,7 +17,7 @@ CLEAR_EVERY = 256
 
 
 def plain_tokens(
-    chooser: Chooser, cache: PromptCache, logits: mx.array, limit: int, keep_cache: bool
+    chooser: Chooser, cache: PromptCache, hidden: mx.array, limit: int, keep_cache: bool
 ) -> Generator[Drawn, None, None]:
     """Draw up to `limit` tokens.
 
@@ -26,7 +26,7 @@ def plain_tokens(
     Args:
         chooser: model, sampler and processors.
         cache: holds the prompt; holds every token given out whenever this waits for the caller.
-        logits: `[1, R]` after the prompt.
+        hidden: the last state of the prompt, `[1, E]`.
         limit: tokens at most, 1 or more.
         keep_cache: whether anyone uses the cache afterwards; if not, the last token is not run through the
             model.
@@ -35,18 +35,17 @@ def plain_tokens(
         The tokens in order, the end-of-sequence ones like any other: the caller decides when to stop.
     """
     model = chooser.model
-    token, logprob = chooser.choose(cache.tokens, logits)
+    token, logprob = chooser.draw(cache.tokens, hidden)
     mx.async_eval(token, logprob)
     for count in range(1, limit + 1):
         is_last = count == limit
         if not is_last or keep_cache:
-            hidden = model.forward(model.embed(token.astype(mx.int32)[:, None]), cache.layers)
-            logits = hidden if is_last else model.logits(hidden[:, -1])
-            mx.async_eval(logits)
+            hidden = model.forward(model.embed(token.astype(mx.int32)[:, None]), cache.layers)[:, -1]
+            mx.async_eval(hidden)
         drawn = Drawn(int(number(token)), number(logprob))
         cache.tokens.append(drawn.token)
         if not is_last:
-            token, logprob = chooser.choose(cache.tokens, logits)
+            token, logprob = chooser.draw(cache.tokens, hidden)
             mx.async_eval(token, logprob)
         if count % CLEAR_EVERY == 0:
             mx.clear_cache()

@@ -60,9 +60,9 @@ class SpeculativeTokens:
             np.where(missing, draft.model.rows.size, draft.rows_of_target).astype(np.int32)
         )
 
-    def tokens(self, logits: mx.array, limit: int, keep_cache: bool) -> Generator[Drawn, None, None]:
+    def tokens(self, hidden: mx.array, limit: int, keep_cache: bool) -> Generator[Drawn, None, None]:
         """Draw up to `limit` tokens; see `plain_tokens` for the arguments."""
-        token, logprob = self._chooser.choose(self._cache.tokens, logits)
+        token, logprob = self._chooser.draw(self._cache.tokens, hidden)
         block = [Drawn(int(number(token)), number(logprob))]
         count = given = 0
         try:

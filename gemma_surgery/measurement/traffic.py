@@ -17,7 +17,7 @@ def weight_bytes_per_token(model: Gemma3Model) -> int:
     """Return the bytes of weights that one token reads, as they lie in memory.
 
     All decoder layers, the head (the embedding, where they are tied), and one row of the embedding. Vision is
-    not read. Scales and norms count in the type that they are kept in, which may be wider than the file's.
+    not read. Norms count as float32, in which they are kept.
     """
     head = model.embed_tokens if model.lm_head is None else model.lm_head
     row_bytes = sum(array.nbytes // array.shape[0] for array in _arrays(model.embed_tokens))

@@ -7,10 +7,11 @@ buffer is full: no ring, so no wrapped order, and the last tokens can be taken b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import mlx.core as mx
 
+from gemma_surgery import ops
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.surgery.encoding import AFFINE_BITS, AFFINE_GROUPS
 
@@ -54,6 +55,17 @@ class CacheOptions:
 DENSE = CacheOptions()
 
 
+class Sight(NamedTuple):
+    """What T new queries may see of what `KVCache.attend` shows them.
+
+    On a CPU the rule itself, which the kernels apply tile by tile; on a GPU a mask for MLX's attention.
+    """
+
+    window: int | None = None
+    image_blocks: mx.array | None = None
+    mask: mx.array | str | None = None
+
+
 class KVCache:
     """Keys and values `[B, K, T, D]` of one layer.
 
@@ -87,6 +99,13 @@ class KVCache:
         """Bytes of the buffers, room to grow included."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
+    def sight(self, num_tokens: int, image_blocks: mx.array | None = None) -> Sight:
+        """What the next `num_tokens` queries may see; arguments as those of `mask`."""
+        will_quantize = self.options.bits is not None
+        if mx.default_device() == mx.Device(mx.cpu) and not will_quantize:
+            return Sight(self.window, image_blocks)
+        return Sight(self.window, image_blocks, self.mask(num_tokens, image_blocks))
+
     def mask(self, num_tokens: int, image_blocks: mx.array | None = None) -> mx.array | str | None:
         """What the next `num_tokens` queries may see of what `attend` shows them.
 
@@ -114,7 +133,7 @@ class KVCache:
         return allowed
 
     def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sight: Sight
     ) -> mx.array:
         """Append keys and values of T tokens and attend to all that may be visible.
 
@@ -123,7 +142,7 @@ class KVCache:
             keys: `[B, K, T, D]`, rotated.
             values: `[B, K, T, D]`.
             scale: factor on `q . k`.
-            mask: from `mask`, for the same T.
+            sight: from `sight`, for the same T.
 
         Returns:
             `[B, H, T, D]`.
@@ -132,9 +151,20 @@ class KVCache:
         first = self._visible_past()
         self._append(keys, values)
         view = [buffer[:, :, self._end - num_tokens - first : self._end] for buffer in self._buffers]
-        if not self.is_quantized:
-            return mx.fast.scaled_dot_product_attention(queries, *view, scale=scale, mask=mask)
-        return self._attend_quantized(queries, view, scale, mask)
+        if self.is_quantized:
+            return self._attend_quantized(queries, view, scale, sight.mask)
+        if mx.default_device() == mx.Device(mx.cpu):
+            keys, values = view
+            return ops.attention(
+                queries,
+                keys,
+                values,
+                scale,
+                causal=True,
+                window=sight.window,
+                image_blocks=sight.image_blocks,
+            )
+        return mx.fast.scaled_dot_product_attention(queries, *view, scale=scale, mask=sight.mask)
 
     def can_trim(self, count: int) -> bool:
         """Whether the last `count` tokens can be forgotten without a trace."""

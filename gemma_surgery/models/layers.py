@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from gemma_surgery import ops
 from gemma_surgery.models.weights import Weights
+from gemma_surgery.ops.common import chosen_by
 from gemma_surgery.surgery.encoding import Quantized, companion
-
-GELU_SLOPE = math.sqrt(2 / math.pi)
 
 
 class Matrix(Module):
@@ -25,31 +23,100 @@ class Matrix(Module):
     def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         encoding = weights.encoding(name)
-        self._packing: tuple[int, int, str] | None = None
+        self._activations = weights.activations
+        self._group_size = self._bits = 0
+        self._mode = "affine"
         if isinstance(encoding, Quantized):
-            mode = "affine" if encoding.has_biases else encoding.mode
-            self._packing = encoding.group_size, encoding.bits, mode
+            self._group_size, self._bits = encoding.group_size, encoding.bits
             self.weight = weights.stored(name)
             self.scales = weights.stored(companion(name, "scales"))
             self.biases = None
             if encoding.has_biases:
-                self.scales = self.scales.astype(weights.dtype)
-                self.biases = weights.values(companion(name, "biases"))
+                self.biases = weights.stored(companion(name, "biases"))
+            else:
+                self._mode = encoding.mode
         else:
-            self.weight = weights.values(name)
+            self.weight = weights.stored(name)
 
-    def product(self, x: mx.array) -> mx.array:
-        """`x @ matrix^T`: `[..., cols]` -> `[..., rows]`."""
-        if self._packing is None:
-            return x @ self.weight.T
-        return mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, *self._packing)
+    def product(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
+        """`x @ matrix^T + bias`: `[..., cols]` -> `[..., rows]`."""
+        if not self._bits:
+            return ops.linear(x, self.weight, bias)
+        if self.biases is not None:
+            return ops.quantized_linear(
+                x,
+                self.weight,
+                self.scales,
+                self.biases,
+                bias,
+                group_size=self._group_size,
+                bits=self._bits,
+                activations=self._activations,
+            )
+        y = mx.quantized_matmul(
+            x, self.weight, self.scales, mode=self._mode, group_size=self._group_size, bits=self._bits
+        )
+        return y if bias is None else y + bias
 
-    def take(self, rows: mx.array) -> mx.array:
-        """The rows of the given indices: `[...]` -> `[..., cols]`; only these are read and decoded."""
-        if self._packing is None:
-            return self.weight[rows]
-        biases = None if self.biases is None else self.biases[rows]
-        return mx.dequantize(self.weight[rows], self.scales[rows], biases, *self._packing)
+    def take(
+        self, ids: mx.array, dtype: mx.Dtype, scale: float = 1.0, token_map: mx.array | None = None
+    ) -> mx.array:
+        """Rows times `scale`: `[...]` -> `[..., cols]`; only these are read and decoded.
+
+        Args:
+            ids: int32 row numbers, or with a map what it maps to them.
+            dtype: of the result.
+            scale: factor on every value.
+            token_map: int32 `[V]`.
+        """
+        if self._bits and self.biases is not None:
+            return ops.gather_embed(
+                ids,
+                token_map,
+                self.weight,
+                self.scales,
+                self.biases,
+                scale,
+                group_size=self._group_size,
+                bits=self._bits,
+                dtype=dtype,
+            )
+        rows = ids if token_map is None else token_map[ids]
+        taken = self.weight[rows]
+        if self._bits:
+            taken = mx.dequantize(
+                taken, self.scales[rows], mode=self._mode, group_size=self._group_size, bits=self._bits
+            )
+        return (taken.astype(mx.float32) * scale).astype(dtype)
+
+    def choice(self, x: mx.array, ids: mx.array, softcap: float | None) -> tuple[mx.array, mx.array]:
+        """The most likely token when this matrix is the head.
+
+        Args:
+            x: `[..., cols]`.
+            ids: int32 `[rows]`, the id that each row stands for; -1: never chosen.
+            softcap: bound on the logits.
+
+        Returns:
+            ids int32 and log-probabilities float32, `[...]`.
+        """
+        if self._bits and self.biases is not None:
+            return ops.tied_choice(
+                x,
+                self.weight,
+                self.scales,
+                self.biases,
+                ids,
+                softcap,
+                group_size=self._group_size,
+                bits=self._bits,
+            )
+        return chosen_by(capped(self.product(x).astype(mx.float32), softcap), ids)
+
+
+def capped(logits: mx.array, softcap: float | None) -> mx.array:
+    """`softcap * tanh(logits / softcap)`, or the logits themselves without a bound."""
+    return logits if softcap is None else mx.tanh(logits / softcap) * softcap
 
 
 class Linear(Module):
@@ -68,8 +135,7 @@ class Linear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[..., in]` -> `[..., out]`."""
-        y = self.matrix.product(x)
-        return y if self.bias is None else y + self.bias
+        return self.matrix.product(x, self.bias)
 
 
 class RMSNorm(Module):
@@ -85,7 +151,11 @@ class RMSNorm(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """The same shape and dtype."""
-        return mx.fast.rms_norm(x.astype(mx.float32), self.scale, self._eps).astype(x.dtype)
+        return ops.rms_norm(x, self.scale, self._eps)
+
+    def added_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        """`residual + norm(x)`, the same shape and dtype."""
+        return ops.add_rms_norm(residual, x, self.scale, self._eps)
 
 
 class LayerNorm(Module):
@@ -98,13 +168,7 @@ class LayerNorm(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """The same shape and dtype."""
-        return mx.fast.layer_norm(x.astype(mx.float32), self.weight, self.bias, self._eps).astype(x.dtype)
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU in its tanh form (Hendrycks and Gimpel, 2016), computed in float32 as PyTorch does."""
-    y = x.astype(mx.float32)
-    return (0.5 * y * (1 + mx.tanh(GELU_SLOPE * (y + 0.044715 * y * y * y)))).astype(x.dtype)
+        return ops.layer_norm(x, self.weight, self.bias, self._eps)
 
 
 def rope_periods(dims: int, theta: float, factor: float) -> mx.array:

@@ -17,14 +17,16 @@ class Weights:
 
     Args:
         checkpoint: an opened checkpoint.
-        dtype: what activations are computed in; floating point tensors are converted to it.
+        dtype: what activations are computed in; biases and norms are converted to it.
+        activations: how many bits of them enter products with quantized matrices on a CPU: ``full``,
+            ``int16`` or ``int8``, see `gemma_surgery.ops.quantized_linear`.
 
     Attributes:
         opened: weight files opened so far, in order.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
-        self.checkpoint, self.dtype = checkpoint, dtype
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, activations: str = "full") -> None:
+        self.checkpoint, self.dtype, self.activations = checkpoint, dtype, activations
         self.matrices = logical_matrices(checkpoint)
         self.opened: list[str] = []
         self._arrays: dict[str, mx.array] = {}

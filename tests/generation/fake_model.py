@@ -15,6 +15,7 @@ import numpy as np
 
 from gemma_surgery.generation.detokenizer import StreamingDetokenizer
 from gemma_surgery.models import CacheOptions, TokenRows
+from gemma_surgery.ops.common import chosen_by
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<img>", *"abcdefgh"]
 PAD, EOS, BOS, IMAGE = range(4)
@@ -117,6 +118,9 @@ class FakeModel:
         for index in ids:
             state = (state * 31 + index + 7) % STATES
         return state
+
+    def choice(self, hidden: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
+        return chosen_by(self.logits(hidden), ids)
 
     def logits(self, hidden: mx.array) -> mx.array:
         states = np.asarray(hidden)[..., 0].astype(int)

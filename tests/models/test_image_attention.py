@@ -27,8 +27,8 @@ def allowed(window, past, blocks):
 
 def append(cache, count):
     if count:
-        zeros = mx.zeros((1, 1, count, 4))
-        cache.attend(zeros, zeros, zeros, 1.0, cache.mask(count))
+        zeros = mx.zeros((1, 1, count, 8))
+        cache.attend(zeros, zeros, zeros, 1.0, cache.sight(count))
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 100])

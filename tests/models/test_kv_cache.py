@@ -119,7 +119,8 @@ def test_quantization_sets_in_after_the_stated_number_of_tokens(model, tokens, o
     cache = model.make_cache(CacheOptions(bits=8, group_size=32, quantize_after=100))
     logits = in_pieces(model, tokens[:, :100], cache, 20)
     assert not any(layer.is_quantized for layer in cache)
-    assert np.abs(finite(logits) - finite(one_pass[:, :100])).max() < 1e-5
+    whole = finite(one_pass[:, :100])
+    assert np.abs(finite(logits) - whole).max() < 1e-6 * np.abs(whole).max()
     dense_bytes = sum(layer.size_bytes for layer in cache)
     model(tokens[:, 100:101], cache=cache)
     assert all(layer.is_quantized for layer in cache)

@@ -17,7 +17,7 @@ from gemma_surgery.models.gemma3.config import ModelConfig, TextConfig, VisionCo
 from gemma_surgery.models.gemma3.text import TextDecoder
 from gemma_surgery.models.gemma3.vision import VisionEncoder
 from gemma_surgery.models.kv_cache import DENSE, CacheOptions, KVCache
-from gemma_surgery.models.layers import Matrix
+from gemma_surgery.models.layers import Matrix, capped
 from gemma_surgery.models.weights import MLX_DTYPES, Weights
 from gemma_surgery.surgery.anatomy import logical_matrices
 from gemma_surgery.surgery.encoding import Dense, Encoding, Quantized
@@ -92,7 +92,7 @@ class Gemma3Model(Module):
         if family.token_map in weights:
             token_map = _checked_token_map(weights.stored(family.token_map), weights, family)
             self._token_map = mx.array(token_map)
-        self._embed_scale = _embed_scale(text, weights, family, dtype)
+        self._embed_scale = _embed_scale(text, weights, family)
         head = family.head if self.lm_head is not None else family.embedding
         rows = weights.matrices[head].shape[0]
         self.rows = TokenRows(rows, token_map, compact=rows != text.vocab_size)
@@ -139,8 +139,7 @@ class Gemma3Model(Module):
         Returns:
             `[B, T, E]`; zero for an id that was pruned.
         """
-        rows = tokens if self._token_map is None else self._token_map[tokens]
-        return self.embed_tokens.take(rows).astype(self.dtype) * self._embed_scale
+        return self.embed_tokens.take(tokens, self.dtype, self._embed_scale, self._token_map)
 
     def embed_images(self, pixels: mx.array) -> mx.array:
         """Image tokens of normalised images.
@@ -199,12 +198,24 @@ class Gemma3Model(Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits over the head's rows, `[..., E]` -> `[..., R]`; minus infinity for rows of no token."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        logits = head.product(hidden)
-        cap = self.config.text.final_softcap
-        if cap is not None:
-            logits = mx.tanh(logits / cap) * cap
+        logits = capped(self._head.product(hidden), self.config.text.final_softcap)
         return logits if self.rows.kept is None else mx.where(self.rows.kept, logits, -mx.inf)
+
+    def choice(self, hidden: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
+        """The most likely token, without the logits where the head is quantized.
+
+        Args:
+            hidden: `[..., E]` from `forward`.
+            ids: int32 `[R]`, the id of each row of the head; -1 for one that is not to be chosen.
+
+        Returns:
+            ids int32 and log-probabilities among the rows that may be chosen, float32, both `[...]`.
+        """
+        return self._head.choice(hidden, ids, self.config.text.final_softcap)
+
+    @property
+    def _head(self) -> Matrix:
+        return self.embed_tokens if self.lm_head is None else self.lm_head
 
     def full_logits(self, logits: mx.array) -> mx.array:
         """Logits over original ids, `[..., R]` -> `[..., V]`: minus infinity for pruned ids."""
@@ -318,11 +329,11 @@ def _size_bytes(module: Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(module.parameters()))  # type: ignore[union-attr,str-unpack]
 
 
-def _embed_scale(text: TextConfig, weights: Weights, family: Gemma3, dtype: mx.Dtype) -> mx.array:
+def _embed_scale(text: TextConfig, weights: Weights, family: Gemma3) -> float:
     """The square root of E in the checkpoint's own precision: 50.5 for 2560 in bfloat16."""
     encoding = weights.encoding(family.embedding)
     stored = _stored_dtype(encoding)
-    return mx.array(text.hidden_size**0.5).astype(MLX_DTYPES[stored]).astype(dtype)
+    return float(np.asarray(mx.array(text.hidden_size**0.5).astype(MLX_DTYPES[stored]).astype(mx.float32)))
 
 
 def _check_anatomy(checkpoint: Checkpoint, family: Gemma3, weights: Weights) -> None:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from gemma_surgery import ops
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.models.gemma3.config import TextConfig
-from gemma_surgery.models.kv_cache import KVCache
-from gemma_surgery.models.layers import Linear, RMSNorm, gelu_tanh, rope_periods
+from gemma_surgery.models.kv_cache import KVCache, Sight
+from gemma_surgery.models.layers import Linear, RMSNorm, rope_periods
 from gemma_surgery.models.weights import Weights
-
-Mask = mx.array | str | None
 
 
 class Attention(Module):
@@ -35,21 +34,19 @@ class Attention(Module):
         self._heads, self._kv_heads, self._dim = config.num_heads, config.num_kv_heads, config.head_dim
         self._scale = config.attention_scale
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, sight: Sight) -> mx.array:
         """Normalised hidden states `[B, T, E]` to the same shape; the cache grows by T tokens."""
         queries = self._rotated(self.q_norm(self._split(self.q_proj(x), self._heads)), cache.offset)
         keys = self._rotated(self.k_norm(self._split(self.k_proj(x), self._kv_heads)), cache.offset)
-        values = self._split(self.v_proj(x), self._kv_heads)
-        mixed = cache.attend(queries, keys, values, self._scale, mask)
+        values = self._split(self.v_proj(x), self._kv_heads).transpose(0, 2, 1, 3)
+        mixed = cache.attend(queries, keys, values, self._scale, sight)
         return self.o_proj(mixed.transpose(0, 2, 1, 3).flatten(2))
 
     def _split(self, x: mx.array, heads: int) -> mx.array:
-        return x.reshape(*x.shape[:2], heads, self._dim).transpose(0, 2, 1, 3)
+        return x.reshape(*x.shape[:2], heads, self._dim)
 
     def _rotated(self, x: mx.array, offset: int) -> mx.array:
-        return mx.fast.rope(
-            x, self._dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
-        )
+        return ops.rope(x.transpose(0, 2, 1, 3), self._periods, offset)
 
 
 class MLP(Module):
@@ -63,7 +60,7 @@ class MLP(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[..., E]` to the same shape."""
-        return self.down_proj(gelu_tanh(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(ops.gated_gelu(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(Module):
@@ -81,10 +78,11 @@ class DecoderLayer(Module):
         self.pre_feedforward_layernorm = norm("pre_feedforward")
         self.post_feedforward_layernorm = norm("post_feedforward")
 
-    def __call__(self, x: mx.array, cache: KVCache, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, sight: Sight) -> mx.array:
         """Hidden states `[B, T, E]` to the same shape; the cache grows by T tokens."""
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cache, mask))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        mixed = self.self_attn(self.input_layernorm(x), cache, sight)
+        x = self.post_attention_layernorm.added_to(x, mixed)
+        return self.post_feedforward_layernorm.added_to(x, self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 class TextDecoder(Module):
@@ -111,10 +109,10 @@ class TextDecoder(Module):
         Returns:
             `[B, T, E]`, after the final norm.
         """
-        # Layers of one kind share their mask: they have all seen the same tokens.
-        masks: dict[int | None, Mask] = {}
+        # Layers of one kind share their sight: they have all seen the same tokens.
+        sights: dict[int | None, Sight] = {}
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            if layer_cache.window not in masks:
-                masks[layer_cache.window] = layer_cache.mask(x.shape[1], image_blocks)
-            x = layer(x, layer_cache, masks[layer_cache.window])
+            if layer_cache.window not in sights:
+                sights[layer_cache.window] = layer_cache.sight(x.shape[1], image_blocks)
+            x = layer(x, layer_cache, sights[layer_cache.window])
         return self.norm(x)

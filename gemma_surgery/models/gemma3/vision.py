@@ -10,9 +10,10 @@ import math
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from gemma_surgery import ops
 from gemma_surgery.families.gemma3 import PROJECTOR, VISION, Gemma3
 from gemma_surgery.models.gemma3.config import VisionConfig
-from gemma_surgery.models.layers import LayerNorm, Linear, Matrix, RMSNorm, gelu_tanh
+from gemma_surgery.models.layers import LayerNorm, Linear, Matrix, RMSNorm
 from gemma_surgery.models.weights import Weights
 
 
@@ -26,7 +27,8 @@ class PatchEmbedding(Module):
             kernel = kernel.transpose(0, 2, 3, 1)
         self.weight = kernel.reshape(config.hidden_size, -1)
         self.bias = weights.values(family.patch_embedding.replace(".weight", ".bias"))
-        self.positions = Matrix(weights, family.position_embedding).take(mx.arange(config.grid**2))
+        table = Matrix(weights, family.position_embedding)
+        self.positions = table.take(mx.arange(config.grid**2), weights.dtype)
         self._grid, self._patch = config.grid, config.patch_size
 
     def __call__(self, pixels: mx.array) -> mx.array:
@@ -34,7 +36,7 @@ class PatchEmbedding(Module):
         n, grid, patch = pixels.shape[0], self._grid, self._patch
         pixels = pixels[:, : grid * patch, : grid * patch].astype(self.weight.dtype)
         patches = pixels.reshape(n, grid, patch, grid, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-        return patches.reshape(n, grid * grid, -1) @ self.weight.T + self.bias + self.positions
+        return ops.linear(patches.reshape(n, grid * grid, -1), self.weight, self.bias) + self.positions
 
 
 class VisionLayer(Module):
@@ -55,10 +57,10 @@ class VisionLayer(Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Patches `[N, grid * grid, E]` to the same shape."""
         y = self.layer_norm1(x)
-        parts = [self._split(layer(y)) for layer in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = mx.fast.scaled_dot_product_attention(*parts, scale=self._scale)
+        queries, keys, values = (self._split(layer(y)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = ops.attention(queries, keys, values, self._scale)
         x = x + self.out_proj(mixed.transpose(0, 2, 1, 3).flatten(2))
-        return x + self.fc2(gelu_tanh(self.fc1(self.layer_norm2(x))))
+        return x + self.fc2(ops.gelu_tanh(self.fc1(self.layer_norm2(x))))
 
     def _split(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], self._heads, -1).transpose(0, 2, 1, 3)
@@ -70,7 +72,8 @@ class Projector(Module):
     def __init__(self, weights: Weights, config: VisionConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(weights, f"{PROJECTOR}mm_soft_emb_norm.weight", config.norm_eps)
-        self.weight = weights.values(f"{PROJECTOR}mm_input_projection_weight")
+        # Stored as [in, out]; rows of outputs are what products read.
+        self.weight = mx.contiguous(weights.values(f"{PROJECTOR}mm_input_projection_weight").T)
         self._side = math.isqrt(config.tokens_per_image)
         self._kernel = config.grid // self._side
 
@@ -79,7 +82,7 @@ class Projector(Module):
         side, kernel = self._side, self._kernel
         grid = patches.reshape(patches.shape[0], side, kernel, side, kernel, -1)
         pooled = grid.mean(axis=(2, 4)).reshape(patches.shape[0], side * side, -1)
-        return self.norm(pooled) @ self.weight
+        return ops.linear(self.norm(pooled), self.weight)
 
 
 class VisionEncoder(Module):
