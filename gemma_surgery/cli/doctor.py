@@ -1,20 +1,22 @@
-"""`doctor`: is the native module healthy here?"""
+"""`doctor`: is the native module healthy here, and is every op right on every backend?"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-import numpy as np
 import typer
 
 from gemma_surgery import __version__
 from gemma_surgery.cli import options
-from gemma_surgery.cli.console import out, print_json
+from gemma_surgery.cli.console import out, print_json, print_table
 from gemma_surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from gemma_surgery.ops.self_test import Finding
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,39 @@ class Check:
 
 
 def command(json: options.Json = False) -> None:
-    """Show versions and instruction sets, and run the kernels against NumPy; exit code 1 if one is wrong."""
+    """Show versions and backends, and run every op on each against float64; exit code 1 if one is wrong."""
     checks = [_run("python", _python), _run("native module", _native)]
+    findings: list[Finding] = []
     if checks[-1].ok:
-        from gemma_surgery._native import ext
+        from gemma_surgery.ops import self_test
 
-        checks += [_run(f"kernels, {isa}", partial(_kernels, isa)) for isa in ext.available_isas()]
+        backends = self_test.available_backends()
+        findings = self_test.run(backends)
+        checks += [_kernels(backend.name, findings) for backend in backends]
     checks.append(_run("metal", _metal))
+    verdict = _verdict(checks, findings)
+    is_well = all(check.ok for check in checks)
     if json:
-        print_json({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
+        print_json(
+            {
+                "ok": is_well,
+                "verdict": verdict,
+                "checks": [vars(check) for check in checks],
+                # JSON has no infinity: the error of what could not be compared is null.
+                "ops": [
+                    asdict(one) | {"error": one.error if one.error < float("inf") else None}
+                    for one in findings
+                ],
+            }
+        )
     else:
         for check in checks:
-            out().print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
-    if not all(check.ok for check in checks):
+            # Messages start with their place in brackets, which is no markup.
+            out().print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}", markup=False)
+        if findings:
+            _show(findings)
+        out().print(verdict)
+    if not is_well:
         raise typer.Exit(1)
 
 
@@ -65,42 +87,44 @@ def _native() -> str:
     return f"built with {built}; runs {ext.default_isa()} out of {', '.join(ext.available_isas())}"
 
 
-def _kernels(isa: str) -> str:
-    """Every decoded value must be the point of its group's grid that is nearest to the input."""
-    from gemma_surgery._native import ext
+def _kernels(backend: str, findings: list[Finding]) -> Check:
+    """What the self-test found on one backend."""
+    mine = [one for one in findings if one.backend == backend]
+    wrong = [one for one in mine if not one.ok]
+    detail = "; ".join(one.detail for one in wrong) or f"{len(mine)} ops agree with float64"
+    return Check(f"kernels, {backend}", not wrong, detail)
 
-    rows, columns = 8, 128
-    values = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
-    picked = np.r_[np.arange(0, columns, 2), np.full(64, -1)].astype(np.int32)
-    expected = np.where(picked >= 0, values[:, np.maximum(picked, 0)], 0)
-    dense = ext.Encoding("F32")
-    for bits in (2, 3, 4, 5, 6, 8):
-        target = ext.Encoding("F32", bits, 64)
-        codes, scales, biases = (np.empty(rows * size, np.uint8) for size in target.row_bytes(len(picked)))
-        ext.requantize(
-            values, None, None, dense, rows, columns, picked, target, codes, scales, biases, isa=isa
+
+def _show(findings: list[Finding]) -> None:
+    """Ops by backends, with the largest error of each."""
+    backends = list(dict.fromkeys(one.backend for one in findings))
+    rows = []
+    for op in dict.fromkeys(one.op for one in findings):
+        cells = {one.backend: one for one in findings if one.op == op}
+        rows.append(
+            [op, *(f"{'ok' if cells[name].ok else 'WRONG'} {cells[name].error:.0e}" for name in backends)]
         )
-        decoded = np.empty((rows, len(picked)), np.float32)
-        ext.requantize(
-            codes, scales, biases, target, rows, len(picked), None, dense, decoded, None, None, isa=isa
-        )
-        scale, bias = (part.view(np.float32).reshape(rows, -1, 1, 1) for part in (scales, biases))
-        grid = scale * np.arange(2**bits, dtype=np.float32) + bias
-        nearest = np.abs(grid - expected.reshape(rows, -1, 64, 1)).min(axis=-1).reshape(expected.shape)
-        if not (np.abs(decoded - expected) <= nearest + 1e-6).all():
-            raise SurgeryError(
-                "doctor", f"the {isa} kernel does not round to the nearest code at {bits} bits"
-            )
-        if decoded[:, picked < 0].any():
-            raise SurgeryError(
-                "doctor", f"the {isa} kernel does not keep padding columns zero at {bits} bits"
-            )
-    return "requantize agrees with NumPy at 2, 3, 4, 5, 6 and 8 bits, padding stays zero"
+    print_table(
+        "largest error, as a part of the largest value",
+        [("op", "left"), *((name, "right") for name in backends)],
+        rows,
+    )
+
+
+def _verdict(checks: list[Check], findings: list[Finding]) -> str:
+    wrong = [one for one in findings if not one.ok]
+    if wrong:
+        names = ", ".join(dict.fromkeys(f"`{one.op}` on {one.backend}" for one in wrong))
+        return f"verdict: wrong results from {names}: do not use them, and please report this output"
+    if not all(check.ok for check in checks):
+        return "verdict: not healthy, see the line that says FAIL"
+    backends = dict.fromkeys(one.backend for one in findings)
+    return f"verdict: healthy, all ops are right on {', '.join(backends)}"
 
 
 def _metal() -> str:
     import mlx.core as mx
 
     if not mx.metal.is_available():
-        return "not available here: the surgery runs on the CPU"
-    return "available; the surgery runs on the CPU, no Metal kernel is part of this version"
+        return "not available here: the ops and the surgery run on the CPU"
+    return "available: the ops run there on a GPU stream; the surgery runs on the CPU"

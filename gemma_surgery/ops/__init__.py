@@ -1,7 +1,8 @@
 """The kernels as MLX ops, for any MLX project: lazy, on any stream, inside `mx.compile` and `mx.vmap`.
 
 On a CPU stream they run our C++ loops: AVX-512, AVX2, NEON or portable, chosen at run time, on all
-processors. On a GPU stream those of `quantized` run our Metal kernels, those of `floats` MLX's own.
+processors. On a GPU stream `gather_embed`, `requantize` and the tied heads run our Metal kernels, all
+others MLX's own.
 `gemma_surgery.ops.plain` has each of them in plain MLX ops: what they are tested against.
 
 Quantized matrices are in MLX's affine format, as `mx.quantize` returns it: `weight` uint32
