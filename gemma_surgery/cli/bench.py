@@ -56,6 +56,7 @@ def command(
     against: Against = None,
     prefill_step_size: options.PrefillStepSize = 512,
     dtype: options.Dtype = None,
+    activations: options.Activations = "full",
     revision: common.Revision = None,
     seed: Seed = 0,
     quiet: common.Quiet = False,
@@ -63,7 +64,7 @@ def command(
 ) -> None:
     """Measure prompt and generation speed, memory, and the share of the memory bandwidth that is used."""
     name = options.one_model(model, model_option, "bench")
-    options.check_dtype(dtype)
+    options.check_precision(dtype, activations)
 
     from importlib.metadata import version
 
@@ -73,9 +74,9 @@ def command(
     from gemma_surgery.measurement.speed import Subject, measure_speed
 
     chosen = None if dtype is None else getattr(mx, dtype)
-    subjects = [Subject.load(name, chosen, revision)]
+    subjects = [Subject.load(name, chosen, activations, revision)]
     if against is not None:
-        subjects.append(Subject.load(against, chosen))
+        subjects.append(Subject.load(against, chosen, activations))
     _name(subjects)
     workloads = _workloads(prompt_tokens or [512], generation_tokens, images or [], image or [])
     _check(subjects, workloads, seed)
@@ -106,7 +107,10 @@ def command(
             print(_ratio_line(*group))
     device = "GPU" if mx.default_device().type == mx.DeviceType.gpu else "CPU"
     kept = " and ".join(dict.fromkeys(str(subject.model.dtype) for subject in subjects))
-    print(f"MLX {version('mlx')} on the {device}, {kept.replace('mlx.core.', '')}; {limit.describe()}")
+    rounding = "" if activations == "full" else f", activations rounded to {activations}"
+    print(
+        f"MLX {version('mlx')} on the {device}, {kept.replace('mlx.core.', '')}{rounding}; {limit.describe()}"
+    )
 
 
 def _name(subjects: list[Subject]) -> None:

@@ -52,11 +52,12 @@ def command(
     quantized_kv_start: options.QuantizedKvStart = 0,
     prefill_step_size: options.PrefillStepSize = 512,
     dtype: options.Dtype = None,
+    activations: options.Activations = "full",
     revision: Revision = None,
 ) -> None:
     """Talk to a model; it remembers what was said."""
     name = options.one_model(model, model_option, "chat")
-    options.check_dtype(dtype)
+    options.check_precision(dtype, activations)
 
     import mlx.core as mx
 
@@ -83,6 +84,7 @@ def command(
         Source.open(name, revision),
         settings,
         dtype=None if dtype is None else getattr(mx, dtype),
+        activations=activations,
         draft_model=draft_model,
         remembers=True,
     )

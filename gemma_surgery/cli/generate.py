@@ -65,13 +65,14 @@ def command(
     prompt_cache_file: options.PromptCacheFile = None,
     save_prompt_cache: options.SavePromptCache = None,
     dtype: options.Dtype = None,
+    activations: options.Activations = "full",
     revision: Revision = None,
     verbose: Verbose = True,
     json: Json = False,
 ) -> None:
     """Answer one prompt, streaming the text."""
     name = options.one_model(model, model_option, "generate")
-    options.check_dtype(dtype)
+    options.check_precision(dtype, activations)
     text = _prompt_text(prompt)
     _check_folder_of(save_prompt_cache)
 
@@ -104,6 +105,7 @@ def command(
         source,
         settings,
         dtype=None if dtype is None else getattr(mx, dtype),
+        activations=activations,
         draft_model=draft_model,
         remembers=save_prompt_cache is not None,
         prompt_cache=held,

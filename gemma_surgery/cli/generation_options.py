@@ -10,6 +10,7 @@ import typer
 from gemma_surgery.errors import SurgeryError
 
 DTYPES = ("float32", "bfloat16")
+ACTIVATIONS = ("full", "int16", "int8")
 
 Model = Annotated[str | None, typer.Argument(help="Folder or Hugging Face repository id.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The same as MODEL.")]
@@ -63,6 +64,13 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="Of activations: float32 or bfloat16; default: the checkpoint's."),
 ]
+Activations = Annotated[
+    str,
+    typer.Option(
+        "--activations",
+        help="Bits of them in products with quantized weights on a CPU: full, int16, or coarse int8.",
+    ),
+]
 Trials = Annotated[
     int, typer.Option("--num-trials", "-n", min=1, help="Timed trials; one more comes first for warming up.")
 ]
@@ -90,8 +98,10 @@ def one_model(argument: str | None, option: str | None, where: str) -> str:
     return model
 
 
-def check_dtype(name: str | None) -> None:
-    """Raise SurgeryError unless activations can be of this type."""
+def check_precision(name: str | None, activations: str) -> None:
+    """Raise SurgeryError unless activations can be of this type and enter products like this."""
+    if activations not in ACTIVATIONS:
+        raise SurgeryError("model", f"need activations out of {', '.join(ACTIVATIONS)}, got `{activations}`")
     if name is not None and name not in DTYPES:
         hint = "Gemma 3 overflows float16" if name == "float16" else None
         raise SurgeryError("model", f"need a dtype out of {', '.join(DTYPES)}, got `{name}`", hint)

@@ -13,17 +13,23 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | Path, *, dtype: mx.Dtype | None = None, revision: str | None = None
+    model: str | Path,
+    *,
+    dtype: mx.Dtype | None = None,
+    activations: str = "full",
+    revision: str | None = None,
 ) -> tuple[Gemma3Model, Tokenizer]:
     """Load a checkpoint and its tokenizer; vision weights wait for the first image.
 
     Args:
         model: a folder or a Hugging Face repository id.
         dtype: of activations; by default as the checkpoint was stored.
+        activations: bits of them in products with quantized weights on a CPU: ``full``, ``int16`` or
+            ``int8``, see `gemma_surgery.ops.quantized_linear`.
         revision: branch, tag or commit of a repository id.
 
     Raises:
         SurgeryError: no such checkpoint, another family, config and tensors disagree, or no tokenizer.
     """
-    loaded = load_model(model, dtype=dtype, revision=revision)
+    loaded = load_model(model, dtype=dtype, activations=activations, revision=revision)
     return loaded, Tokenizer.load(loaded.checkpoint)

@@ -38,7 +38,12 @@ class Subject:
     resident_bytes: int
 
     @staticmethod
-    def load(model: str | Path, dtype: mx.Dtype | None = None, revision: str | None = None) -> Subject:
+    def load(
+        model: str | Path,
+        dtype: mx.Dtype | None = None,
+        activations: str = "full",
+        revision: str | None = None,
+    ) -> Subject:
         """Load a checkpoint and note what it takes.
 
         Raises:
@@ -47,7 +52,7 @@ class Subject:
         from gemma_surgery.generation.loading import load
 
         before = mx.get_active_memory()
-        loaded, tokenizer = load(model, dtype=dtype, revision=revision)
+        loaded, tokenizer = load(model, dtype=dtype, activations=activations, revision=revision)
         return Subject(str(model), loaded, tokenizer, mx.get_active_memory() - before)
 
 

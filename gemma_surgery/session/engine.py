@@ -153,6 +153,7 @@ class Engine:
         settings: Settings,
         *,
         dtype: mx.Dtype | None = None,
+        activations: str = "full",
         draft_model: str | None = None,
         remembers: bool = False,
         prompt_cache: Path | None = None,
@@ -163,6 +164,7 @@ class Engine:
             source: the opened checkpoint.
             settings: how answers are made.
             dtype: of activations; by default as the checkpoints were stored.
+            activations: bits of them in products on a CPU, see `gemma_surgery.models.load_model`.
             draft_model: a folder or a Hugging Face repository id.
             remembers: see the class.
             prompt_cache: see the class.
@@ -172,10 +174,10 @@ class Engine:
         """
         # What is cheap to check comes before what takes time.
         draft_source = None if draft_model is None else Source.open(draft_model)
-        model = load_model(source.checkpoint, dtype=dtype)
+        model = load_model(source.checkpoint, dtype=dtype, activations=activations)
         draft = None
         if draft_source is not None:
-            loaded = load_model(draft_source.checkpoint, dtype=dtype)
+            loaded = load_model(draft_source.checkpoint, dtype=dtype, activations=activations)
             draft = Draft.of(model, source.tokenizer, loaded, draft_source.tokenizer)
         return Engine(model, source.tokenizer, settings, draft, remembers, prompt_cache)
 

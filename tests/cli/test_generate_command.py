@@ -285,6 +285,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing on stdin": (["tiny"], "got nothing on stdin"),
     "an empty prompt": (["tiny", "-p", ""], "need a prompt, got an empty one"),
     "a dtype that overflows": (["tiny", "-p", "x", "--dtype", "float16"], "overflows"),
+    "unknown activations": (["tiny", "-p", "x", "--activations", "int4"], "full, int16, int8, got `int4`"),
     "no tokens": (["tiny", "-p", "x", "-m", "0"], "need 1 token or more"),
     "a top-p out of range": (["tiny", "-p", "x", "--temp", "1", "--top-p", "2"], "`top_p` above 0"),
     "bits that do not exist": (["tiny", "-p", "x", "--kv-bits", "7"], "need bits out of"),

@@ -245,3 +245,16 @@ def test_float16_checkpoints_are_computed_in_float32(tiny_dense, tmp_path):
     model = load_model(retensored_copy(tiny_dense, tmp_path / "half", halve))
     assert model.dtype == mx.float32
     assert load_model(tiny_dense).dtype == mx.bfloat16
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="on a GPU all bits enter")
+def test_activations_are_rounded_on_request_only(mobile):
+    full = np.asarray(load_model(mobile)(IDS))
+    seen = np.isfinite(full)
+    spread = full[seen].std()
+    errors = {
+        activations: np.abs(np.asarray(load_model(mobile, activations=activations)(IDS)) - full)[seen].max()
+        for activations in ("full", "int16", "int8")
+    }
+    assert errors["full"] == 0
+    assert 0 < errors["int16"] / spread < 1e-3 < errors["int8"] / spread < 0.5

@@ -70,17 +70,18 @@ class Gemma3Model(Module):
     Args:
         checkpoint: an opened checkpoint whose config and tensors agree.
         dtype: of activations.
+        activations: how many bits of them enter products, see `load_model`.
 
     Attributes:
         config: what config.json says; without vision when the folder has no vision weights.
         rows: the vocabulary of the logits.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, activations: str = "full") -> None:
         super().__init__()
         self.checkpoint, self.dtype = checkpoint, dtype
         self._family = Gemma3(checkpoint.config)
-        self._weights = weights = Weights(checkpoint, dtype)
+        self._weights = weights = Weights(checkpoint, dtype, activations)
         _check_anatomy(checkpoint, self._family, weights)
         self.config: ModelConfig = read_model_config(checkpoint)
         family, text = self._family, self.config.text
@@ -173,7 +174,7 @@ class Gemma3Model(Module):
         weights = self._weights
         if self.checkpoint.closed_files:
             whole = open_checkpoint(self.checkpoint.path)
-            weights = Weights(whole, self.dtype)
+            weights = Weights(whole, self.dtype, weights.activations)
             _check_anatomy(whole, self._family, weights)
             self._sources.append(weights)
         vision = VisionEncoder(weights, self._family, config)
@@ -278,15 +279,20 @@ def insert_images(inputs: mx.array, images: mx.array, is_image: np.ndarray) -> t
 
 
 def load_model(
-    model: str | Path | Checkpoint, *, dtype: mx.Dtype | None = None, revision: str | None = None
+    model: str | Path | Checkpoint,
+    *,
+    dtype: mx.Dtype | None = None,
+    activations: str = "full",
+    revision: str | None = None,
 ) -> Gemma3Model:
     """Open a checkpoint and load what text needs.
 
     Args:
         model: a folder, a Hugging Face repository id, or an opened checkpoint.
         dtype: of activations. Default: what the checkpoint was stored in; float32 where that is float16,
-            which Gemma 3 overflows, and for quantized checkpoints on a CPU, where bfloat16 products of MLX
-            are slower.
+            which Gemma 3 overflows, and for quantized checkpoints on a CPU, where it costs little.
+        activations: how many bits of them enter products with quantized weights on a CPU: ``full`` (24 for
+            float32), ``int16`` or ``int8``, which is fast and rounds to about one percent.
         revision: branch, tag or commit of a repository id.
 
     Raises:
@@ -297,7 +303,7 @@ def load_model(
         if isinstance(model, Checkpoint)
         else open_checkpoint(model, revision, leave_out=is_vision_tensor)
     )
-    loaded = Gemma3Model(checkpoint, dtype or _default_dtype(checkpoint))
+    loaded = Gemma3Model(checkpoint, dtype or _default_dtype(checkpoint), activations)
     _read(loaded, loaded._weights)
     return loaded
 
