@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,3 +66,30 @@ def test_no_script_under_pipefail_pipes_into_a_reader_that_quits_early():
         text = script.read_text()
         if "pipefail" in text:
             assert not re.search(r"\|\s*(head\b|grep -q|sed (-n )?\d*q)", text), script
+
+
+def test_the_gate_runs_targets_that_exist():
+    stages = re.search(r"^for target in (.+); do$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    targets = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert stages is not None
+    assert targets is not None
+    assert set(stages[1].split()) <= set(targets[1].split())
+
+
+def test_what_make_test_leaves_out_is_a_stage_of_the_gate_and_of_the_workflow():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "pytest -m 'not native_build'" in makefile
+    assert "pytest tests/native -m native_build" in makefile
+    assert " test-native " in (ROOT / ".ci/run").read_text()
+    assert "make test-native" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
+def test_the_arm64_check_says_what_it_lacks():
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools/check_arm64.sh")],
+        env={**os.environ, "ARM64_CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "skipped: `no-such-compiler` is not installed\n")
