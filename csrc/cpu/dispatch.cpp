@@ -40,6 +40,7 @@ struct X86Features {
   bool avx512vl = false;
   bool avx512vbmi = false;
   bool avx512vnni = false;
+  bool gfni = false;
   bool os_saves_ymm = false;
   bool os_saves_zmm = false;
 };
@@ -76,6 +77,7 @@ X86Features detect() {
     features.avx512vl = (b >> 31) & 1;
     features.avx512vbmi = (c >> 1) & 1;
     features.avx512vnni = (c >> 11) & 1;
+    features.gfni = (c >> 8) & 1;
   }
   return features;
 }
@@ -131,7 +133,7 @@ std::vector<const Kernels*> supported() {
 #if defined(__x86_64__)
   const X86Features& f = x86_features();
   if (f.os_saves_zmm && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl) {
-    if (f.avx512vbmi && f.avx512vnni) {
+    if (f.avx512vbmi && f.avx512vnni && f.gfni) {
       static const Kernels vnni =
           with_products(k_avx512_kernels, "avx512_vnni", k_avx512_vnni_products);
       tables.push_back(&vnni);
@@ -189,6 +191,7 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
       {"avx512vl", f.avx512vl},
       {"avx512vbmi", f.avx512vbmi},
       {"avx512vnni", f.avx512vnni},
+      {"gfni", f.gfni},
       {"os_saves_ymm", f.os_saves_ymm},
       {"os_saves_zmm", f.os_saves_zmm},
   };

@@ -102,13 +102,19 @@ GS_INLINE Bytes repeat4(const void* from) {
   return (Bytes)words(load<uint32_t>(from));
 }
 
-// Sums of neighbouring lanes: those of `a`, then those of `b`.
-GS_INLINE Ints pair_sums(Ints a, Ints b) {
+// Level `kLevel` of a tree that adds neighbouring lanes of 2^levels vectors until every lane is
+// a sum of its own: joins the sums of two vectors of the level below. The order in which they
+// come out is that of the cheapest instructions, and `in_order` puts it right at the end.
+template <int kLevel>
+GS_INLINE Ints fold(Ints a, Ints b) {
 #if defined(__AVX512BW__)
-  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return (Ints)_mm512_permutex2var_epi32((__m512i)a, even, (__m512i)b) +
-         (Ints)_mm512_permutex2var_epi32((__m512i)a, odd, (__m512i)b);
+  if constexpr (kLevel < 2) {
+    return (Ints)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88) +
+           (Ints)_mm512_shuffle_ps((__m512)a, (__m512)b, 0xDD);
+  } else {
+    return (Ints)_mm512_shuffle_i32x4((__m512i)a, (__m512i)b, 0x88) +
+           (Ints)_mm512_shuffle_i32x4((__m512i)a, (__m512i)b, 0xDD);
+  }
 #elif defined(__AVX2__)
   // Adds within 128-bit halves; the order of the quarters is put right.
   return (Ints)_mm256_permute4x64_epi64(_mm256_hadd_epi32((__m256i)a, (__m256i)b), 0xD8);
@@ -118,6 +124,35 @@ GS_INLINE Ints pair_sums(Ints a, Ints b) {
   return Ints{a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]};
 #endif
 }
+
+// Lanes after `kLevels` of `fold`: those of the first vector first.
+template <int kLevels>
+GS_INLINE Ints in_order(Ints sums) {
+#if defined(__AVX512BW__)
+  // Bits of a lane's number, v of the vector and l of its lane there, highest first:
+  // l3 l2 v0 l1, l3 l2 v1 v0 and v2 l3 v1 v0 after one, two and three levels.
+  if constexpr (kLevels == 1) {
+    const __m512i from = _mm512_set_epi32(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0);
+    return (Ints)_mm512_permutexvar_epi32(from, (__m512i)sums);
+  } else if constexpr (kLevels == 2) {
+    const __m512i from = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    return (Ints)_mm512_permutexvar_epi32(from, (__m512i)sums);
+  } else if constexpr (kLevels == 3) {
+    const __m512i from = _mm512_set_epi32(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
+    return (Ints)_mm512_permutexvar_epi32(from, (__m512i)sums);
+  }
+#endif
+  return sums;
+}
+
+#if defined(__AVX512VNNI__)
+// Level 0 of `fold` for lanes of `a` and `b` that fit 16 bits, times kWeight, plus `sum`.
+template <int kWeight>
+GS_INLINE Ints fold_narrow(Ints sum, Ints a, Ints b) {
+  return (Ints)_mm512_dpwssd_epi32(
+      (__m512i)sum, _mm512_packs_epi32((__m512i)a, (__m512i)b), _mm512_set1_epi16(kWeight));
+}
+#endif
 
 // Lanes of `a` and `b` in turn: of their lower halves, of their upper halves.
 GS_INLINE Floats zip_low(Floats a, Floats b) {
@@ -182,8 +217,14 @@ GS_INLINE Floats to_floats(Ints value) {
   return __builtin_convertvector(value, Floats);
 }
 
+// Asks for memory that is read soon.
 GS_INLINE void prefetch(const void* address) {
   __builtin_prefetch(address, 0, 3);
+}
+
+// Asks for memory that is read later: into the second cache, which can wait for more of it.
+GS_INLINE void prefetch_far(const void* address) {
+  __builtin_prefetch(address, 0, 2);
 }
 
 // Vectors of codes that one packed step unfolds to.
@@ -203,8 +244,16 @@ GS_INLINE void unfold(const uint8_t* packed, Bytes* codes) {
   } else if constexpr (kUnfolded<kBits> > 1) {
     const Words folded = load<Words>(packed);
     constexpr uint32_t kMask = kBits == 4 ? 0x0F0F0F0Fu : 0x03030303u;
-    for (int s = 0; s < kUnfolded<kBits>; ++s) {
+    codes[0] = (Bytes)(folded & kMask);
+    for (int s = 1; s < kUnfolded<kBits>; ++s) {
+#if defined(__GFNI__) && defined(__AVX512BW__)
+      // Shifts and masks in one: bit i of a byte becomes bit i + kBits s of what it was.
+      const uint64_t bits = kBits == 4 ? 0x1020408000000000ull : 0x0102000000000000ull;
+      codes[s] = (Bytes)_mm512_gf2p8affine_epi64_epi8(
+          (__m512i)folded, _mm512_set1_epi64((int64_t)(kBits == 4 ? bits : bits << (2 * s))), 0);
+#else
       codes[s] = (Bytes)((folded >> (uint32_t)(kBits * s)) & kMask);
+#endif
     }
   } else {
 #if defined(__AVX512VBMI__)

@@ -11,8 +11,10 @@
 
 namespace gemma_surgery::cpu::GS_ISA {
 
-// How far ahead of its use packed memory is asked for.
-constexpr int64_t kPrefetchBytes = 4096;
+// How far ahead of their use packed codes, and scales and biases, are asked for.
+constexpr int64_t kFarBytes = 8192;
+constexpr int64_t kNearBytes = 1024;
+constexpr int64_t kNearParams = 512;
 
 // How a group lies in vectors of codes, for one width and group size.
 template <int kBits, int kGroup>
@@ -21,7 +23,7 @@ struct GroupLayout {
   static constexpr int kLanes = kGroup / (4 * kUnfolded<kBits>);
   // Steps that share a sum because a group is longer than a vector.
   static constexpr int kSteps = kLanes > kWidth ? kLanes / kWidth : 1;
-  // Sums whose lanes are added until each lane is a group.
+  // Sums whose lanes are added until each lane is a group: a power of two.
   static constexpr int kSums = kLanes > kWidth ? kWidth : kLanes;
   // A chunk is one vector of groups.
   static constexpr int kChunkSteps = kSteps * kSums;
@@ -38,30 +40,32 @@ struct GroupSums {
 
 // Where a chunk's codes come from: packed memory, or already unfolded.
 template <int kBits, bool kIsPacked>
-struct Codes {
-  const uint8_t* from;
-
-  GS_INLINE void load_step(const Codes& self, int step, Bytes* codes) {
-    if constexpr (kIsPacked) {
-      unfold<kBits>(self.from + (int64_t)step * kStepBytes<kBits>, codes);
-    } else {
-      for (int s = 0; s < kUnfolded<kBits>; ++s) {
-        codes[s] = load<Bytes>(self.from + ((int64_t)step * kUnfolded<kBits> + s) * kBytes);
-      }
+GS_INLINE void load_step(const uint8_t* from, int step, Bytes* codes) {
+  if constexpr (kIsPacked) {
+    const uint8_t* packed = from + (int64_t)step * kStepBytes<kBits>;
+    prefetch_far(packed + kFarBytes);
+    prefetch(packed + kNearBytes);
+    unfold<kBits>(packed, codes);
+  } else {
+    for (int s = 0; s < kUnfolded<kBits>; ++s) {
+      codes[s] = load<Bytes>(from + ((int64_t)step * kUnfolded<kBits> + s) * kBytes);
     }
   }
-};
+}
 
-// Digits of a chunk are [steps, unfolded, planes, kBytes].
+// Sum `sum` of a chunk for each plane. Digits of a chunk are [steps, unfolded, planes, kBytes].
 template <int kBits, int kGroup, int kPlanes, bool kIsPacked>
-GS_INLINE GroupSums lane_sums(const uint8_t* from, const int8_t* digits, int sum) {
+GS_INLINE void plane_sums(const uint8_t* from, const int8_t* digits, int sum, Ints* planes) {
   using Layout = GroupLayout<kBits, kGroup>;
-  Ints planes[kPlanes] = {};
+#pragma GCC unroll 3
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    planes[plane] = Ints{};
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < Layout::kSteps; ++i) {
     const int step = sum * Layout::kSteps + i;
     Bytes codes[kUnfolded<kBits>];
-    Codes<kBits, kIsPacked>::load_step({from}, step, codes);
+    load_step<kBits, kIsPacked>(from, step, codes);
 #pragma GCC unroll 4
     for (int s = 0; s < kUnfolded<kBits>; ++s) {
       const int8_t* at = digits + ((int64_t)step * kUnfolded<kBits> + s) * kPlanes * kBytes;
@@ -71,6 +75,12 @@ GS_INLINE GroupSums lane_sums(const uint8_t* from, const int8_t* digits, int sum
       }
     }
   }
+}
+
+template <int kBits, int kGroup, int kPlanes, bool kIsPacked>
+GS_INLINE GroupSums lane_sums(const uint8_t* from, const int8_t* digits, int sum) {
+  Ints planes[kPlanes];
+  plane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, sum, planes);
   if constexpr (kPlanes == 1) {
     return {planes[0], Ints{}};
   } else if constexpr (kPlanes == 2) {
@@ -78,6 +88,42 @@ GS_INLINE GroupSums lane_sums(const uint8_t* from, const int8_t* digits, int sum
   } else {
     return {(planes[0] << 8) + planes[1], planes[2]};
   }
+}
+
+template <int kLevel, int kPlanes>
+GS_INLINE GroupSums fold_sums(const GroupSums& a, const GroupSums& b) {
+  GroupSums sums = {fold<kLevel>(a.upper, b.upper), Ints{}};
+  if constexpr (kPlanes == 3) {
+    sums.lower = fold<kLevel>(a.lower, b.lower);
+  }
+  return sums;
+}
+
+// `lane_sums` of `sum` and sum + 1, joined by level 0 of `fold`.
+template <int kBits, int kGroup, int kPlanes, bool kIsPacked>
+GS_INLINE GroupSums lane_sum_pairs(const uint8_t* from, const int8_t* digits, int sum) {
+#if defined(__AVX512VNNI__)
+  // Adding pairs of 16 bits takes fewer instructions, and weighs the planes on the way.
+  constexpr int kLargest =
+      4 * kUnfolded<kBits> * GroupLayout<kBits, kGroup>::kSteps * ((1 << kBits) - 1) * 128;
+  if constexpr (kLargest < 1 << 15) {
+    Ints a[kPlanes];
+    Ints b[kPlanes];
+    plane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, sum, a);
+    plane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, sum + 1, b);
+    GroupSums sums = {fold_narrow<kPlanes == 1 ? 1 : 256>(Ints{}, a[0], b[0]), Ints{}};
+    if constexpr (kPlanes > 1) {
+      sums.upper = fold_narrow<1>(sums.upper, a[1], b[1]);
+    }
+    if constexpr (kPlanes > 2) {
+      sums.lower = fold_narrow<1>(Ints{}, a[2], b[2]);
+    }
+    return sums;
+  }
+#endif
+  return fold_sums<0, kPlanes>(
+      lane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, sum),
+      lane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, sum + 1));
 }
 
 // Unrolled where every saved load counts: on the fastest instruction sets the compiler may
@@ -88,37 +134,29 @@ constexpr bool kIsUnrolled = true;
 constexpr bool kIsUnrolled = false;
 #endif
 
-// Sums `first` .. first + kCount of a chunk, neighbouring lanes added until each lane is a group.
-template <int kBits, int kGroup, int kPlanes, bool kIsPacked, int kCount>
+// Sums `first` .. first + 2^kLevels of a chunk after kLevels of `fold`.
+template <int kBits, int kGroup, int kPlanes, bool kIsPacked, int kLevels>
 GS_INLINE GroupSums chunk_sums(const uint8_t* from, const int8_t* digits, int first) {
-  if constexpr (kCount == 1) {
+  if constexpr (kLevels == 0) {
     return lane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, first);
-  } else if constexpr (kIsUnrolled) {
-    // Depth first, so that few vectors are alive at once.
-    constexpr int kHalf = kCount / 2;
-    const GroupSums a = chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kHalf>(from, digits, first);
-    const GroupSums b =
-        chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kHalf>(from, digits, first + kHalf);
-    GroupSums sums = {pair_sums(a.upper, b.upper), Ints{}};
-    if constexpr (kPlanes == 3) {
-      sums.lower = pair_sums(a.lower, b.lower);
-    }
-    return sums;
+  } else if constexpr (kLevels == 1) {
+    return lane_sum_pairs<kBits, kGroup, kPlanes, kIsPacked>(from, digits, first);
   } else {
-    GroupSums sums[kCount];
+    // Depth first, so that few vectors are alive at once.
+    constexpr int kHalf = 1 << (kLevels - 1);
+    GroupSums sums[2];
+    if constexpr (kIsUnrolled) {
+      sums[0] = chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kLevels - 1>(from, digits, first);
+      sums[1] =
+          chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kLevels - 1>(from, digits, first + kHalf);
+    } else {
 #pragma GCC unroll 1
-    for (int i = 0; i < kCount; ++i) {
-      sums[i] = lane_sums<kBits, kGroup, kPlanes, kIsPacked>(from, digits, first + i);
-    }
-#pragma GCC unroll 1
-    for (int count = kCount; count > 1; count /= 2) {
-#pragma GCC unroll 1
-      for (int i = 0; i < count; i += 2) {
-        sums[i / 2].upper = pair_sums(sums[i].upper, sums[i + 1].upper);
-        sums[i / 2].lower = pair_sums(sums[i].lower, sums[i + 1].lower);
+      for (int i = 0; i < 2; ++i) {
+        sums[i] = chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kLevels - 1>(
+            from, digits, first + i * kHalf);
       }
     }
-    return sums[0];
+    return fold_sums<kLevels - 1, kPlanes>(sums[0], sums[1]);
   }
 }
 
@@ -136,22 +174,24 @@ group_product(Ints upper, Ints lower, Floats unit, Floats sum, Floats scale, Flo
 // A half chunk has its groups in the lower lanes; what the upper ones hold is never read.
 template <int kBits, int kGroup, int kPlanes, bool kIsPacked, bool kIsHalf>
 GS_INLINE GroupSums groups_of(const uint8_t* from, const int8_t* digits) {
-  constexpr int kSums = GroupLayout<kBits, kGroup>::kSums;
+  constexpr int kLevels = __builtin_ctz((unsigned)GroupLayout<kBits, kGroup>::kSums);
+  GroupSums sums;
   if constexpr (!kIsHalf) {
-    return chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kSums>(from, digits, 0);
+    sums = chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kLevels>(from, digits, 0);
   } else {
     const GroupSums half =
-        chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kSums / 2>(from, digits, 0);
-    GroupSums sums = {pair_sums(half.upper, half.upper), Ints{}};
-    if constexpr (kPlanes == 3) {
-      sums.lower = pair_sums(half.lower, half.lower);
-    }
-    return sums;
+        chunk_sums<kBits, kGroup, kPlanes, kIsPacked, kLevels - 1>(from, digits, 0);
+    sums = fold_sums<kLevels - 1, kPlanes>(half, half);
   }
+  sums.upper = in_order<kLevels>(sums.upper);
+  if constexpr (kPlanes == 3) {
+    sums.lower = in_order<kLevels>(sums.lower);
+  }
+  return sums;
 }
 
 // One chunk of one row of the matrix against all rows of x.
-template <int kBits, int kGroup, int kPlanes, bool kIsHalf>
+template <int kBits, int kGroup, int kPlanes, bool kIsOne, bool kIsHalf>
 GS_INLINE void add_chunk(
     const uint8_t* packed,
     Floats scale,
@@ -165,7 +205,7 @@ GS_INLINE void add_chunk(
   constexpr int64_t kDigitBytes = Layout::kChunkCodes * kPlanes;
   const int8_t* digits = x.digits + chunk * kDigitBytes;
   const int64_t group = chunk * kWidth;
-  if (x_rows == 1) {
+  if constexpr (kIsOne) {
     const GroupSums sums = groups_of<kBits, kGroup, kPlanes, true, kIsHalf>(packed, digits);
     store(
         partial + group,
@@ -181,7 +221,7 @@ GS_INLINE void add_chunk(
   alignas(64) uint8_t codes[Layout::kChunkCodes];
   for (int step = 0; step < Layout::kChunkSteps / (kIsHalf ? 2 : 1); ++step) {
     Bytes unfolded[kUnfolded<kBits>];
-    unfold<kBits>(packed + (int64_t)step * kStepBytes<kBits>, unfolded);
+    load_step<kBits, true>(packed, step, unfolded);
     for (int s = 0; s < kUnfolded<kBits>; ++s) {
       store(codes + ((int64_t)step * kUnfolded<kBits> + s) * kBytes, unfolded[s]);
     }
@@ -226,7 +266,8 @@ static Floats sum_in_order(const float* parts, int64_t stride, int64_t groups) {
   return total;
 }
 
-template <int kBits, int kGroup, int kPlanes>
+// Compiled apart for one row of x: with both ways in one function, registers run short.
+template <int kBits, int kGroup, int kPlanes, bool kIsOne>
 static void product_rows(
     const AffineMatrix& w,
     int64_t first,
@@ -265,7 +306,7 @@ static void product_rows(
         __builtin_memcpy(codes, from, rest < sizeof(codes) ? rest : sizeof(codes));
         __builtin_memcpy(tail_scales, scales + at, params);
         __builtin_memcpy(tail_biases, biases + at, params);
-        add_chunk<kBits, kGroup, kPlanes, false>(
+        add_chunk<kBits, kGroup, kPlanes, kIsOne, false>(
             codes,
             load_stored(w.dtype, tail_scales),
             load_stored(w.dtype, tail_biases),
@@ -276,16 +317,15 @@ static void product_rows(
             partial_stride);
         continue;
       }
-      for (int64_t line = 0; line < Layout::kChunkBytes; line += 64) {
-        prefetch(from + kPrefetchBytes + line);
-      }
+      prefetch(scales + at + kNearParams);
+      prefetch(biases + at + kNearParams);
       const Floats scale = load_stored(w.dtype, scales + at);
       const Floats bias = load_stored(w.dtype, biases + at);
       if (groups - chunk * kWidth <= kWidth / 2) {
-        add_chunk<kBits, kGroup, kPlanes, true>(
+        add_chunk<kBits, kGroup, kPlanes, kIsOne, true>(
             from, scale, bias, chunk, x, x_rows, to, partial_stride);
       } else {
-        add_chunk<kBits, kGroup, kPlanes, false>(
+        add_chunk<kBits, kGroup, kPlanes, kIsOne, false>(
             from, scale, bias, chunk, x, x_rows, to, partial_stride);
       }
     }
@@ -360,18 +400,23 @@ static void arrange(
 
 using RowsLoop = decltype(ProductKernels::rows);
 
-template <int kBits, int kGroup>
+template <int kBits, int kGroup, bool kIsOne>
 static RowsLoop rows_loop(int planes) {
-  return planes == 1   ? product_rows<kBits, kGroup, 1>
-         : planes == 2 ? product_rows<kBits, kGroup, 2>
-                       : product_rows<kBits, kGroup, 3>;
+  return planes == 1   ? product_rows<kBits, kGroup, 1, kIsOne>
+         : planes == 2 ? product_rows<kBits, kGroup, 2, kIsOne>
+                       : product_rows<kBits, kGroup, 3, kIsOne>;
+}
+
+template <int kBits, int kGroup>
+static RowsLoop rows_loop(int planes, bool is_one) {
+  return is_one ? rows_loop<kBits, kGroup, true>(planes) : rows_loop<kBits, kGroup, false>(planes);
 }
 
 template <int kBits>
-static RowsLoop rows_loop(int64_t group_size, int planes) {
-  return group_size == 32   ? rows_loop<kBits, 32>(planes)
-         : group_size == 64 ? rows_loop<kBits, 64>(planes)
-                            : rows_loop<kBits, 128>(planes);
+static RowsLoop rows_loop(int64_t group_size, int planes, bool is_one) {
+  return group_size == 32   ? rows_loop<kBits, 32>(planes, is_one)
+         : group_size == 64 ? rows_loop<kBits, 64>(planes, is_one)
+                            : rows_loop<kBits, 128>(planes, is_one);
 }
 
 static void rows(
@@ -387,22 +432,22 @@ static void rows(
   RowsLoop loop = nullptr;
   switch (w.bits) {
     case 2:
-      loop = rows_loop<2>(group_size, x.planes);
+      loop = rows_loop<2>(group_size, x.planes, x_rows == 1);
       break;
     case 3:
-      loop = rows_loop<3>(group_size, x.planes);
+      loop = rows_loop<3>(group_size, x.planes, x_rows == 1);
       break;
     case 4:
-      loop = rows_loop<4>(group_size, x.planes);
+      loop = rows_loop<4>(group_size, x.planes, x_rows == 1);
       break;
     case 5:
-      loop = rows_loop<5>(group_size, x.planes);
+      loop = rows_loop<5>(group_size, x.planes, x_rows == 1);
       break;
     case 6:
-      loop = rows_loop<6>(group_size, x.planes);
+      loop = rows_loop<6>(group_size, x.planes, x_rows == 1);
       break;
     default:
-      loop = rows_loop<8>(group_size, x.planes);
+      loop = rows_loop<8>(group_size, x.planes, x_rows == 1);
   }
   loop(w, first, count, x, x_rows, partial, out, out_stride);
 }

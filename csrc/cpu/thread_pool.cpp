@@ -35,7 +35,7 @@ void pause() {
 
 // How long an idle worker looks for work before it sleeps: longer than the gap between
 // the products of one layer, short against a token.
-constexpr auto kSpinTime = std::chrono::microseconds(50);
+constexpr auto kSpinTime = std::chrono::microseconds(200);
 constexpr int kSpinsPerLook = 64;
 
 // The position packs which job is running and its next task into one word, so that a
