@@ -23,9 +23,8 @@ from comparing import (
 )
 from reference_models import with_config
 
+from gemma_surgery import ops
 from gemma_surgery.models import Gemma3Model, load_model
-from gemma_surgery.models.gemma3 import text as gemma3_text
-from gemma_surgery.models.gemma3 import vision as gemma3_vision
 
 LAYOUT = (9, IMAGE, 33, IMAGE, 6)
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -86,22 +85,25 @@ def images_seen_as_one(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def blocks_that_ignore_the_window(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wide(self, num_tokens: int, image_blocks: mx.array | None = None) -> mx.array:
-        queries, keys = mx.arange(num_tokens)[:, None], mx.arange(num_tokens)[None]
-        allowed = keys <= queries
-        if self.window is not None:
-            allowed = allowed & (keys > queries - self.window)
-        return allowed | ((image_blocks[:, None] == image_blocks[None]) & (image_blocks[:, None] > 0))
+    def wide(queries, keys, values, scale, *, causal=False, window=None, image_blocks=None):
+        if image_blocks is None:  # Attention among patches.
+            return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        tokens = mx.arange(queries.shape[2])
+        allowed = tokens[None] <= tokens[:, None]
+        if window is not None:
+            allowed = allowed & (tokens[None] > tokens[:, None] - window)
+        allowed = allowed | ((image_blocks[:, None] == image_blocks[None]) & (image_blocks[:, None] > 0))
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=allowed)
 
-    monkeypatch.setattr("gemma_surgery.models.kv_cache.KVCache.mask", wide)
+    monkeypatch.setattr(ops, "attention", wide)
 
 
 def gelu_without_its_tanh_form(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def sigmoid_form(x: mx.array) -> mx.array:
         return x * mx.sigmoid(1.702 * x)
 
-    monkeypatch.setattr(gemma3_text, "gelu_tanh", sigmoid_form)
-    monkeypatch.setattr(gemma3_vision, "gelu_tanh", sigmoid_form)
+    monkeypatch.setattr(ops, "gelu_tanh", sigmoid_form)
+    monkeypatch.setattr(ops, "gated_gelu", lambda gate, up: sigmoid_form(gate) * up)
 
 
 def rows_and_columns_of_patches_swapped(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> None:
