@@ -20,7 +20,7 @@ from results import Case, read_run
 
 BASELINE = Path(__file__).with_name("baseline.json")
 # A ratio may fall by this share: the limit is steady, other code and short runs are less so.
-LIMIT_TOLERANCE = 0.25
+LIMIT_TOLERANCE = 0.15
 OTHER_TOLERANCE = 0.30
 # Below, something else than the limit bounds a case; above, its data are found in caches.
 COMPARED_OF_LIMIT = (0.1, 1.0)
