@@ -38,8 +38,9 @@ void pause() {
 constexpr auto kSpinTime = std::chrono::microseconds(200);
 constexpr int kSpinsPerLook = 64;
 
-// The position packs which job is running and its next task into one word, so that a
-// worker that wakes late can never take a task of a job it does not know.
+// One word packs which job is running and how many of its tasks nobody has taken, so that a
+// worker that wakes late can take none of a job it does not know, nor of one that is used up
+// while the next is being set up.
 constexpr int kTaskBits = 40;
 constexpr uint64_t kTaskMask = (uint64_t{1} << kTaskBits) - 1;
 
@@ -68,18 +69,18 @@ class Pool {
  public:
   void run(int64_t count, int threads, const Task& work) {
     grow(threads - 1);
-    const uint64_t job = (position_.load(std::memory_order_relaxed) >> kTaskBits) + 1;
+    const uint64_t job = (left_.load(std::memory_order_relaxed) >> kTaskBits) + 1;
     work_.store(&work, std::memory_order_relaxed);
-    count_.store(static_cast<uint64_t>(count), std::memory_order_relaxed);
+    count_.store(count, std::memory_order_relaxed);
     helpers_.store(threads - 1, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    position_.store(job << kTaskBits, std::memory_order_release);
+    left_.store((job << kTaskBits) | static_cast<uint64_t>(count), std::memory_order_release);
     announced_.fetch_add(1, std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
       announced_.notify_all();
     }
     take_tasks(job & (~uint64_t{0} >> kTaskBits));
-    for (int spins = 0; done_.load(std::memory_order_acquire) != static_cast<uint64_t>(count);) {
+    for (int spins = 0; done_.load(std::memory_order_acquire) != count;) {
       pause();
       if (++spins % kSpinsPerLook == 0) {
         std::this_thread::yield();
@@ -103,17 +104,16 @@ class Pool {
   }
 
   void take_tasks(uint64_t job) {
-    uint64_t position = position_.load(std::memory_order_acquire);
-    while (position >> kTaskBits == job) {
-      const Task* work = work_.load(std::memory_order_relaxed);
-      if ((position & kTaskMask) >= count_.load(std::memory_order_relaxed)) {
-        return;
-      }
-      if (position_.compare_exchange_weak(
-              position, position + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-        (*work)(static_cast<int64_t>(position & kTaskMask));
+    uint64_t left = left_.load(std::memory_order_acquire);
+    while (left >> kTaskBits == job && (left & kTaskMask) != 0) {
+      if (left_.compare_exchange_weak(
+              left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        // Read only now: until the task that was taken is done, they are this job's.
+        const Task* work = work_.load(std::memory_order_relaxed);
+        const int64_t count = count_.load(std::memory_order_relaxed);
+        (*work)(count - static_cast<int64_t>(left & kTaskMask));
         done_.fetch_add(1, std::memory_order_acq_rel);
-        position = position_.load(std::memory_order_acquire);
+        left = left_.load(std::memory_order_acquire);
       }
     }
   }
@@ -125,7 +125,7 @@ class Pool {
       wait_beyond(seen);
       seen = announced_.load(std::memory_order_acquire);
       if (index < helpers_.load(std::memory_order_relaxed)) {
-        take_tasks(position_.load(std::memory_order_acquire) >> kTaskBits);
+        take_tasks(left_.load(std::memory_order_acquire) >> kTaskBits);
       }
     }
   }
@@ -145,12 +145,12 @@ class Pool {
     sleeping_.fetch_sub(1, std::memory_order_seq_cst);
   }
 
-  alignas(64) std::atomic<uint64_t> position_{0};
-  alignas(64) std::atomic<uint64_t> done_{0};
+  alignas(64) std::atomic<uint64_t> left_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::atomic<uint32_t> announced_{0};
   std::atomic<int> sleeping_{0};
   std::atomic<const Task*> work_{nullptr};
-  std::atomic<uint64_t> count_{0};
+  std::atomic<int64_t> count_{0};
   std::atomic<int> helpers_{0};
   int started_ = 0;
 };

@@ -336,6 +336,29 @@ void test_every_task_runs_once_whoever_calls() {
   }
 }
 
+// More threads than processors stop anywhere: one may hold what it read of a used-up job while
+// the next, with more tasks, is set up.
+void test_threads_that_stop_anywhere_take_no_task_of_another_job(int jobs) {
+  constexpr int kThreads = 16;
+  constexpr int64_t kMost = 4;
+  std::vector<std::atomic<int>> runs(kMost);
+  for (int job = 0; job < jobs; ++job) {
+    const int64_t count = job % 2 != 0 ? 2 : kMost;
+    gs::parallel_tasks(count, kThreads, [&](int64_t task) {
+      runs[static_cast<size_t>(task)].fetch_add(1, std::memory_order_relaxed);
+    });
+    for (int64_t task = 0; task < kMost; ++task) {
+      const int ran = runs[static_cast<size_t>(task)].exchange(0, std::memory_order_relaxed);
+      CHECK(
+          ran == (task < count ? 1 : 0),
+          "task %d of job %d ran %d times",
+          static_cast<int>(task),
+          job,
+          ran);
+    }
+  }
+}
+
 // Any format, dtype, row distance and number of threads: one result on every instruction set.
 void fuzz_a_product(Random& random) {
   const int all_bits[] = {2, 3, 4, 5, 6, 8};
@@ -405,6 +428,7 @@ int main(int argc, char** argv) {
   test_the_head();
   test_equal_logits_go_to_the_lower_row();
   test_every_task_runs_once_whoever_calls();
+  test_threads_that_stop_anywhere_take_no_task_of_another_job(150000 * rounds);
   Random random(seed);
   for (int round = 0; round < rounds; ++round) {
     fuzz_a_product(random);

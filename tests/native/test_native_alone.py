@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Against tests that wait for each other for ever.
+MOST_SECONDS = 900
 # CMake comes with the environment, which need not be activated.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 pytestmark = [
@@ -27,7 +29,9 @@ pytestmark = [
 
 def run(*command: str, **variables: str) -> str:
     environment = {**os.environ, "PATH": PATH, **variables}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=MOST_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
