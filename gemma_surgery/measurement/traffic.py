@@ -19,8 +19,9 @@ def weight_bytes_per_token(model: Gemma3Model) -> int:
     All decoder layers, the head (the embedding, where they are tied), and one row of the embedding. Vision is
     not read. Norms count as float32, in which they are kept.
     """
-    head = model.embed_tokens if model.lm_head is None else model.lm_head
-    row_bytes = sum(array.nbytes // array.shape[0] for array in _arrays(model.embed_tokens))
+    table = model.vocabulary.table
+    head = table if model.vocabulary.head is None else model.vocabulary.head
+    row_bytes = sum(array.nbytes // array.shape[0] for array in _arrays(table))
     return row_bytes + sum(array.nbytes for part in (model.decoder, head) for array in _arrays(part))
 
 

@@ -18,19 +18,24 @@ class Matrix(Module):
     Args:
         weights: where the tensors come from.
         name: full name of the `.weight` tensor.
+
+    Attributes:
+        group_size: columns that share a scale; 0 for a dense matrix.
+        bits: per code; 0 for a dense matrix.
+        biases: of MLX's affine format, which the kernels read; None in others.
     """
 
     def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         encoding = weights.encoding(name)
         self._activations = weights.activations
-        self._group_size = self._bits = 0
+        self.group_size = self.bits = 0
+        self.biases: mx.array | None = None
         self._mode = "affine"
         if isinstance(encoding, Quantized):
-            self._group_size, self._bits = encoding.group_size, encoding.bits
+            self.group_size, self.bits = encoding.group_size, encoding.bits
             self.weight = weights.stored(name)
             self.scales = weights.stored(companion(name, "scales"))
-            self.biases = None
             if encoding.has_biases:
                 self.biases = weights.stored(companion(name, "biases"))
             else:
@@ -40,7 +45,7 @@ class Matrix(Module):
 
     def product(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
         """`x @ matrix^T + bias`: `[..., cols]` -> `[..., rows]`."""
-        if not self._bits:
+        if not self.bits:
             return ops.linear(x, self.weight, bias)
         if self.biases is not None:
             return ops.quantized_linear(
@@ -49,12 +54,12 @@ class Matrix(Module):
                 self.scales,
                 self.biases,
                 bias,
-                group_size=self._group_size,
-                bits=self._bits,
+                group_size=self.group_size,
+                bits=self.bits,
                 activations=self._activations,
             )
         y = mx.quantized_matmul(
-            x, self.weight, self.scales, mode=self._mode, group_size=self._group_size, bits=self._bits
+            x, self.weight, self.scales, mode=self._mode, group_size=self.group_size, bits=self.bits
         )
         return y if bias is None else y + bias
 
@@ -69,7 +74,7 @@ class Matrix(Module):
             scale: factor on every value.
             token_map: int32 `[V]`.
         """
-        if self._bits and self.biases is not None:
+        if self.biases is not None:
             return ops.gather_embed(
                 ids,
                 token_map,
@@ -77,15 +82,15 @@ class Matrix(Module):
                 self.scales,
                 self.biases,
                 scale,
-                group_size=self._group_size,
-                bits=self._bits,
+                group_size=self.group_size,
+                bits=self.bits,
                 dtype=dtype,
             )
         rows = ids if token_map is None else token_map[ids]
         taken = self.weight[rows]
-        if self._bits:
+        if self.bits:
             taken = mx.dequantize(
-                taken, self.scales[rows], mode=self._mode, group_size=self._group_size, bits=self._bits
+                taken, self.scales[rows], mode=self._mode, group_size=self.group_size, bits=self.bits
             )
         return (taken.astype(mx.float32) * scale).astype(dtype)
 
@@ -100,7 +105,7 @@ class Matrix(Module):
         Returns:
             ids int32 and log-probabilities float32, `[...]`.
         """
-        if self._bits and self.biases is not None:
+        if self.biases is not None:
             return ops.tied_choice(
                 x,
                 self.weight,
@@ -108,8 +113,8 @@ class Matrix(Module):
                 self.biases,
                 ids,
                 softcap,
-                group_size=self._group_size,
-                bits=self._bits,
+                group_size=self.group_size,
+                bits=self.bits,
             )
         return chosen_by(capped(self.product(x).astype(mx.float32), softcap), ids)
 

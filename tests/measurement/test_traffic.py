@@ -42,11 +42,11 @@ def test_weight_bytes_are_those_of_the_text_tensors(kind, dtype, request) -> Non
 
 def test_a_duplicate_head_is_read_and_the_embedding_is_not(tiny, compressed) -> None:
     model = load_model(tiny)
-    embedding = sum(array.nbytes for array in model.embed_tokens.parameters().values())
-    assert model.lm_head is not None
+    embedding = sum(array.nbytes for array in model.vocabulary.table.parameters().values())
+    assert model.vocabulary.head is not None
     assert weight_bytes_per_token(model) < model.text_bytes - 0.9 * embedding
     tied = load_model(compressed)
-    assert tied.lm_head is None and weight_bytes_per_token(tied) > tied.text_bytes
+    assert tied.vocabulary.head is None and weight_bytes_per_token(tied) > tied.text_bytes
 
 
 def test_kv_bytes_are_what_each_pass_sees(tiny) -> None:

@@ -31,8 +31,8 @@ def test_a_duplicate_head_gives_the_logits_of_the_tied_one(tiny, tmp_path):
 
     tied = retensored_copy(tiny, tmp_path / "tied", drop_head)
     a, b = load_model(tiny), load_model(tied)
-    assert a.lm_head is not None
-    assert b.lm_head is None
+    assert a.vocabulary.head is not None
+    assert b.vocabulary.head is None
     np.testing.assert_array_equal(np.asarray(a(IDS)), np.asarray(b(IDS)))
 
 
@@ -52,7 +52,7 @@ def test_hugging_face_and_mlx_convolutions_give_the_same_image_tokens(tiny_dense
 
 def test_the_embedding_scale_is_rounded_as_the_checkpoint_is_stored(tiny_dense):
     model = load_model(tiny_dense, dtype=mx.float32)
-    row = model.embed_tokens.weight[300].astype(mx.float32)
+    row = model.vocabulary.table.weight[300].astype(mx.float32)
     scale = float(mx.array(math.sqrt(128)).astype(mx.bfloat16))
     assert scale != math.sqrt(128)
     np.testing.assert_allclose(

@@ -53,7 +53,7 @@ def test_a_wrong_setting_is_noticed(checkpoint, tmp_path: Path, case):
 
 def embedding_scale_rounded(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the rounding of 50.596 to bfloat16 does, in the wrong place.
-    model._embed_scale = model._embed_scale * (50.5 / 50.596)
+    model.vocabulary._scale = model.vocabulary._scale * (50.5 / 50.596)
 
 
 def norm_weights_not_shifted_by_one(model: Gemma3Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,53 +13,17 @@ from mlx.utils import tree_flatten
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3, is_vision_tensor
-from gemma_surgery.models.gemma3.config import ModelConfig, TextConfig, VisionConfig, read_model_config
+from gemma_surgery.models.gemma3.config import ModelConfig, VisionConfig, read_model_config
 from gemma_surgery.models.gemma3.text import TextDecoder
 from gemma_surgery.models.gemma3.vision import VisionEncoder
+from gemma_surgery.models.gemma3.vocabulary import TokenRows, Vocabulary, stored_dtype
 from gemma_surgery.models.kv_cache import DENSE, CacheOptions, KVCache
-from gemma_surgery.models.layers import Matrix, capped
 from gemma_surgery.models.weights import MLX_DTYPES, Weights
 from gemma_surgery.surgery.anatomy import logical_matrices
-from gemma_surgery.surgery.encoding import Dense, Encoding, Quantized
+from gemma_surgery.surgery.encoding import Quantized
 
 # Problems that one message lists before it only counts them.
 LISTED_PROBLEMS = 3
-
-
-class TokenRows:
-    """Which row of the logits stands for which token id.
-
-    Args:
-        size: rows R of the output head.
-        token_map: int32 `[V]` of a pruned vocabulary, 0 for pruned ids; None when the rows are the ids.
-        compact: whether the head has only the kept rows; else it has a row for every id.
-    """
-
-    def __init__(self, size: int, token_map: np.ndarray | None = None, compact: bool = False) -> None:
-        self.size = size
-        self.is_pruned = token_map is not None
-        self._row_of: mx.array | None = None
-        self._id_of: mx.array | None = None
-        self.kept: mx.array | None = None
-        if token_map is None:
-            return
-        if not compact:
-            self.kept = mx.array(token_map[:size] > 0)
-            return
-        id_of = np.full(size, -1, np.int32)
-        # Backwards, so that of two ids on one row the smaller one stays.
-        ids = np.flatnonzero(token_map)[::-1]
-        id_of[token_map[ids]] = ids
-        self.kept = mx.array(id_of >= 0)
-        self._row_of, self._id_of = mx.array(token_map), mx.array(np.maximum(id_of, 0))
-
-    def to_rows(self, ids: mx.array) -> mx.array:
-        """Rows of token ids, int32 of the same shape; 0 for a pruned id of a compact head."""
-        return ids if self._row_of is None else self._row_of[ids]
-
-    def to_ids(self, rows: mx.array) -> mx.array:
-        """Token ids of rows, int32 of the same shape."""
-        return rows if self._id_of is None else self._id_of[rows]
 
 
 class Gemma3Model(Module):
@@ -74,7 +38,7 @@ class Gemma3Model(Module):
 
     Attributes:
         config: what config.json says; without vision when the folder has no vision weights.
-        rows: the vocabulary of the logits.
+        vocabulary: embedding and output head.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: mx.Dtype, activations: str = "full") -> None:
@@ -85,18 +49,8 @@ class Gemma3Model(Module):
         _check_anatomy(checkpoint, self._family, weights)
         self.config: ModelConfig = read_model_config(checkpoint)
         family, text = self._family, self.config.text
-        self.embed_tokens = Matrix(weights, family.embedding)
-        self.lm_head = Matrix(weights, family.head) if family.head in weights else None
+        self.vocabulary = Vocabulary(weights, family, text, dtype)
         self.decoder = TextDecoder(weights, family, text)
-        self._token_map: mx.array | None = None
-        token_map = None
-        if family.token_map in weights:
-            token_map = _checked_token_map(weights.stored(family.token_map), weights, family)
-            self._token_map = mx.array(token_map)
-        self._embed_scale = _embed_scale(text, weights, family)
-        head = family.head if self.lm_head is not None else family.embedding
-        rows = weights.matrices[head].shape[0]
-        self.rows = TokenRows(rows, token_map, compact=rows != text.vocab_size)
         self._vision: VisionEncoder | None = None
         self._sources = [weights]
 
@@ -118,8 +72,7 @@ class Gemma3Model(Module):
     @property
     def text_bytes(self) -> int:
         """Bytes of the weights that text needs, in memory."""
-        modules = (self.embed_tokens, self.lm_head, self.decoder)
-        return sum(_size_bytes(module) for module in modules if module is not None)
+        return _size_bytes(self.vocabulary) + _size_bytes(self.decoder)
 
     def make_cache(self, options: CacheOptions = DENSE) -> list[KVCache]:
         """An empty cache, one entry per layer.
@@ -140,7 +93,7 @@ class Gemma3Model(Module):
         Returns:
             `[B, T, E]`; zero for an id that was pruned.
         """
-        return self.embed_tokens.take(tokens, self.dtype, self._embed_scale, self._token_map)
+        return self.vocabulary.embed(tokens)
 
     def embed_images(self, pixels: mx.array) -> mx.array:
         """Image tokens of normalised images.
@@ -197,33 +150,22 @@ class Gemma3Model(Module):
         """
         return self.decoder(inputs, cache, image_blocks)
 
+    @property
+    def rows(self) -> TokenRows:
+        """The vocabulary of the logits."""
+        return self.vocabulary.rows
+
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits over the head's rows, `[..., E]` -> `[..., R]`; minus infinity for rows of no token."""
-        logits = capped(self._head.product(hidden), self.config.text.final_softcap)
-        return logits if self.rows.kept is None else mx.where(self.rows.kept, logits, -mx.inf)
+        return self.vocabulary.logits(hidden)
 
     def choice(self, hidden: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
-        """The most likely token, without the logits where the head is quantized.
-
-        Args:
-            hidden: `[..., E]` from `forward`.
-            ids: int32 `[R]`, the id of each row of the head; -1 for one that is not to be chosen.
-
-        Returns:
-            ids int32 and log-probabilities among the rows that may be chosen, float32, both `[...]`.
-        """
-        return self._head.choice(hidden, ids, self.config.text.final_softcap)
-
-    @property
-    def _head(self) -> Matrix:
-        return self.embed_tokens if self.lm_head is None else self.lm_head
+        """The most likely token; see `Vocabulary.choice`."""
+        return self.vocabulary.choice(hidden, ids)
 
     def full_logits(self, logits: mx.array) -> mx.array:
         """Logits over original ids, `[..., R]` -> `[..., V]`: minus infinity for pruned ids."""
-        if self._token_map is None or self.rows.size == self.config.text.vocab_size:
-            return logits
-        spread = mx.take(logits, self._token_map, axis=-1)
-        return mx.where(self._token_map > 0, spread, -mx.inf)
+        return self.vocabulary.full_logits(logits)
 
     def __call__(
         self,
@@ -310,16 +252,11 @@ def load_model(
 
 def _default_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     encoding = logical_matrices(checkpoint)[Gemma3(checkpoint.config).embedding].encoding
-    stored = _stored_dtype(encoding)
+    stored = stored_dtype(encoding)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if stored == "F16" or (on_cpu and isinstance(encoding, Quantized)):
         return mx.float32
     return MLX_DTYPES[stored]
-
-
-def _stored_dtype(encoding: Encoding) -> str:
-    """What values are decoded to: the dtype of a dense matrix, or of the scales of a quantized one."""
-    return encoding.dtype if isinstance(encoding, Dense) else encoding.scale_dtype
 
 
 def _read(module: Module, weights: Weights) -> None:
@@ -335,13 +272,6 @@ def _size_bytes(module: Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(module.parameters()))  # type: ignore[union-attr,str-unpack]
 
 
-def _embed_scale(text: TextConfig, weights: Weights, family: Gemma3) -> float:
-    """The square root of E in the checkpoint's own precision: 50.5 for 2560 in bfloat16."""
-    encoding = weights.encoding(family.embedding)
-    stored = _stored_dtype(encoding)
-    return float(np.asarray(mx.array(text.hidden_size**0.5).astype(MLX_DTYPES[stored]).astype(mx.float32)))
-
-
 def _check_anatomy(checkpoint: Checkpoint, family: Gemma3, weights: Weights) -> None:
     problems = family.problems(weights.matrices)
     if problems:
@@ -352,14 +282,3 @@ def _check_anatomy(checkpoint: Checkpoint, family: Gemma3, weights: Weights) -> 
             f"need tensors as `config.json` describes them, got in `{checkpoint.path}`: {listed}"
             + (f"; and {more} more" if more > 0 else ""),
         )
-
-
-def _checked_token_map(stored: mx.array, weights: Weights, family: Gemma3) -> np.ndarray:
-    token_map = np.asarray(stored.astype(mx.int32))
-    rows = weights.matrices[family.embedding].shape[0]
-    if token_map.min() < 0 or token_map.max() >= rows:
-        raise SurgeryError(
-            "model",
-            f"need rows 0 to {rows - 1}, got {token_map.min()} to {token_map.max()} in `{family.token_map}`",
-        )
-    return token_map
