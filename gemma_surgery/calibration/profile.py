@@ -2,92 +2,228 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from gemma_surgery.checkpoint.header import encode_header, read_header
+from gemma_surgery.checkpoint.header import Header, encode_header, read_header
 from gemma_surgery.checkpoint.json_types import os_reason
 from gemma_surgery.errors import SurgeryError
 
 FINGERPRINT_KEY = "checkpoint_fingerprint"
-ACTIVATION_SUFFIX = "mean_abs_activation"
+DATA_KEY = "data_sha256"
+TOKENS_KEY = "tokens"
 
-Activations = Mapping[str, npt.NDArray[np.float32]]
+# Last parts of tensor names.
+ACTIVATION = "mean_abs_activation"
+INFLUENCE = "block_influence"
+HEADS = "head_importance"
+INPUT_MEAN = "input_mean"
+FLUCTUATION = "input_fluctuation"
+DIAGONAL = "hessian_diagonal"
+CORRELATION = "hessian_correlation"
+
+DTYPES: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "I16": np.dtype("<i2")}
+# Correlations lie in [-1, 1].
+CORRELATION_STEPS = 32767
+# Rows and columns transposed at a time.
+MIRROR_BLOCK = 512
+
+Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Profile:
-    """Statistics of one checkpoint.
+    """Statistics of one checkpoint. Names and layer numbers are those of that checkpoint.
 
     Attributes:
         path: the file.
-        mean_abs_activation: by MLP prefix of the profiled checkpoint (``...layers.3.mlp.``), the mean
-            of ``|gelu(gate(x))|`` over calibration tokens, float32 `[F]` (Gemma-Prune, equation 15).
+        header: of the file.
     """
 
     path: Path
-    mean_abs_activation: Activations
+    header: Header
 
-    def activation(self, mlp_prefix: str, width: int) -> npt.NDArray[np.float64]:
-        """The statistic of one MLP.
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of everything in the file."""
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                while piece := file.read(1 << 22):
+                    digest.update(piece)
+        except OSError as error:
+            _refuse(f"cannot read `{self.path}`: {os_reason(error)}")
+        return digest.hexdigest()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it was measured on; 0 if the file does not say."""
+        text = self.header.metadata.get(TOKENS_KEY, "0")
+        return int(text) if text.isdigit() else 0
+
+    def activation(self, mlp_prefix: str, width: int) -> Floats:
+        """Mean over tokens of `|gelu(gate(x))|` per neuron, `[F]` (Gemma-Prune, equation 15).
+
+        Args:
+            mlp_prefix: e.g. ``language_model.model.layers.3.mlp.``.
+            width: F.
 
         Raises:
-            SurgeryError: the profile lacks the layer, or measured another width.
+            SurgeryError: here and below, the profile lacks it, measured another width, or holds nonsense.
         """
-        values = self.mean_abs_activation.get(mlp_prefix)
-        if values is None or len(values) != width:
-            got = "nothing" if values is None else f"{len(values)}"
-            raise SurgeryError(
-                "profile", f"need {width} activations for `{mlp_prefix}`, got {got} in `{self.path.name}`"
+        return self._not_negative(f"{mlp_prefix}{ACTIVATION}", width)
+
+    def input_mean(self, linear: str, width: int) -> Floats:
+        """Mean over samples of the means of a linear layer's input, `[F]` (FLAP's baseline).
+
+        Args:
+            linear: a module path, e.g. ``language_model.model.layers.3.mlp.down_proj``.
+            width: columns of its matrix.
+        """
+        return self._vector(f"{linear}.{INPUT_MEAN}", width)
+
+    def input_fluctuation(self, linear: str, width: int) -> Floats:
+        """FLAP's fluctuation of a linear layer's input, `[F]`; arguments as those of `input_mean`."""
+        return self._not_negative(f"{linear}.{FLUCTUATION}", width)
+
+    def block_influence(self, layer_prefix: str) -> float:
+        """1 minus the mean cosine of a layer's input and output (ShortGPT)."""
+        return float(self._vector(f"{layer_prefix}{INFLUENCE}", 1)[0])
+
+    def head_importance(self, attention_prefix: str, num_heads: int) -> Floats:
+        """Mean over tokens of the squared norm of what each head adds to the output, `[H]`."""
+        return self._not_negative(f"{attention_prefix}{HEADS}", num_heads)
+
+    def has_hessian(self, linear: str) -> bool:
+        """Whether the profile was made with the Hessian of this layer."""
+        return f"{linear}.{DIAGONAL}" in self.header.tensors
+
+    def hessian(self, linear: str, width: int) -> npt.NDArray[np.float32]:
+        """Mean over tokens of `x x^T` of a linear layer's input, float32 `[F, F]`, symmetric.
+
+        The diagonal is exact, other entries within 1.6e-5 of the geometric mean of theirs.
+        """
+        if not self.has_hessian(linear):
+            _refuse(
+                f"need the Hessian of `{linear}`, got none in `{self.path.name}`",
+                "profile with `--hessians`",
             )
-        return values.astype(np.float64)
+        diagonal = self._not_negative(f"{linear}.{DIAGONAL}", width)
+        packed = self._read(f"{linear}.{CORRELATION}", width * (width - 1) // 2)
+        root = np.sqrt(diagonal).astype(np.float32)
+        hessian = np.empty((width, width), np.float32)
+        start = 0
+        for row in range(width):
+            count = width - row - 1
+            hessian[row, row] = diagonal[row]
+            upper = packed[start : start + count] * (root[row] / np.float32(CORRELATION_STEPS))
+            hessian[row, row + 1 :] = upper * root[row + 1 :]
+            start += count
+        for first in range(0, width, MIRROR_BLOCK):
+            for second in range(first, width, MIRROR_BLOCK):
+                rows, columns = slice(first, first + MIRROR_BLOCK), slice(second, second + MIRROR_BLOCK)
+                if first == second:
+                    block = np.triu(hessian[rows, columns])
+                    hessian[rows, columns] = block + np.triu(block, 1).T
+                else:
+                    hessian[columns, rows] = hessian[rows, columns].T
+        return hessian
+
+    def _not_negative(self, name: str, size: int) -> Floats:
+        values = self._vector(name, size)
+        if (values < 0).any():
+            _refuse(f"need values of at least 0, got {values.min():g} in `{name}` of `{self.path.name}`")
+        return values
+
+    def _vector(self, name: str, size: int) -> Floats:
+        values = self._read(name, size).astype(np.float64)
+        if not np.isfinite(values).all():
+            _refuse(f"need finite values, got others in `{name}` of `{self.path.name}`")
+        return values
+
+    def _read(self, name: str, size: int) -> npt.NDArray[np.generic]:
+        info = self.header.tensors.get(name)
+        if info is None or info.shape != (size,) or info.dtype not in DTYPES:
+            got = "nothing" if info is None else f"{info.dtype} {list(info.shape)}"
+            _refuse(f"need {size} values under `{name}`, got {got} in `{self.path.name}`")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(info.start)
+                data = file.read(info.size_bytes)
+        except OSError as error:
+            _refuse(f"cannot read `{self.path}`: {os_reason(error)}")
+        if len(data) != info.size_bytes:
+            _refuse(f"need {info.size_bytes:,} bytes of `{name}`, got {len(data):,} from `{self.path.name}`")
+        return np.frombuffer(data, DTYPES[info.dtype])
 
 
 def read_profile(path: Path, fingerprint: str) -> Profile:
-    """Read a profile of the checkpoint with the given fingerprint.
+    """Open a profile of the checkpoint with the given fingerprint; statistics are read when asked for.
 
     Raises:
-        SurgeryError: the file is missing or malformed, belongs to another checkpoint, or holds a
-            value that is negative or not finite.
+        SurgeryError: the file is missing or malformed, or belongs to another checkpoint.
     """
     header = read_header(path)
     measured = header.metadata.get(FINGERPRINT_KEY)
     if measured != fingerprint:
-        raise SurgeryError(
-            "profile",
+        _refuse(
             f"need a profile of checkpoint {fingerprint[:12]}, got one of {(measured or 'nothing')[:12]} "
             f"in `{path.name}`",
             "profile this checkpoint, or give the checkpoint that the profile was made of",
         )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SurgeryError("profile", f"cannot read `{path}`: {os_reason(error)}") from None
-    activations: dict[str, npt.NDArray[np.float32]] = {}
-    for name, info in header.tensors.items():
-        if not name.endswith(f".{ACTIVATION_SUFFIX}"):
-            continue
-        if info.dtype != "F32" or len(info.shape) != 1:
-            raise SurgeryError(
-                "profile", f"need F32 with 1 dimension, got {info.dtype} {list(info.shape)} in `{name}`"
-            )
-        values = np.frombuffer(data[info.start : info.end], "<f4")
-        if not np.isfinite(values).all() or (values < 0).any():
-            raise SurgeryError("profile", f"need finite values of at least 0, got others in `{name}`")
-        activations[name.removesuffix(ACTIVATION_SUFFIX)] = values
-    return Profile(path, activations)
+    return Profile(path, header)
 
 
-def write_profile(path: Path, fingerprint: str, mean_abs_activation: Activations) -> None:
-    """Write a profile; see `Profile` for the arguments."""
-    names = sorted(mean_abs_activation)
-    entries = [(f"{name}{ACTIVATION_SUFFIX}", "F32", (len(mean_abs_activation[name]),)) for name in names]
-    header, _ = encode_header(entries, {FINGERPRINT_KEY: fingerprint})
-    body = b"".join(np.asarray(mean_abs_activation[name], "<f4").tobytes() for name in names)
+def write_profile(
+    path: Path, metadata: Mapping[str, str], statistics: Mapping[str, npt.NDArray[np.generic]]
+) -> None:
+    """Write a profile in one go.
+
+    Args:
+        path: replaced if it exists, whole or not at all.
+        metadata: at least `FINGERPRINT_KEY`.
+        statistics: vectors float32 or int16 by tensor name.
+    """
+    names = sorted(statistics)
+    entries = [(name, _dtype(statistics[name]), statistics[name].shape) for name in names]
+    header, _ = encode_header(entries, metadata)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(header + body)
+    with temporary.open("wb") as file:
+        file.write(header)
+        for name in names:
+            values = statistics[name]
+            file.write(values.astype(DTYPES[_dtype(values)]).tobytes())
     temporary.replace(path)
+
+
+def pack_hessian(
+    linear: str, hessian: npt.NDArray[np.float32]
+) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    """The stored parts of a Hessian `[F, F]`, of which the upper triangle is read."""
+    diagonal = np.maximum(np.diagonal(hessian), 0)
+    yield f"{linear}.{DIAGONAL}", diagonal.astype(np.float32)
+    root = np.sqrt(diagonal)
+    inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
+    width = len(hessian)
+    packed = np.empty(width * (width - 1) // 2, np.int16)
+    start = 0
+    for row in range(width):
+        upper = hessian[row, row + 1 :] * inverse[row + 1 :] * (inverse[row] * CORRELATION_STEPS)
+        packed[start : start + len(upper)] = np.rint(np.clip(upper, -CORRELATION_STEPS, CORRELATION_STEPS))
+        start += len(upper)
+    yield f"{linear}.{CORRELATION}", packed
+
+
+def _dtype(values: npt.NDArray[np.generic]) -> str:
+    return "I16" if values.dtype == np.int16 else "F32"
+
+
+def _refuse(message: str, hint: str | None = None) -> NoReturn:
+    raise SurgeryError("profile", message, hint) from None

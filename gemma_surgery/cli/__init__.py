@@ -7,7 +7,20 @@ import sys
 import typer
 
 from gemma_surgery import __version__
-from gemma_surgery.cli import bench, chat, compress, demo, doctor, generate, inspect, plan, synth, verify
+from gemma_surgery.cli import (
+    bench,
+    chat,
+    compress,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    plan,
+    profile,
+    synth,
+    verify,
+)
 from gemma_surgery.errors import SurgeryError, SurgeryErrors
 
 app = typer.Typer(
@@ -18,9 +31,23 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (inspect, plan, compress, verify, generate, chat, bench, synth, doctor, demo):
+for module in (
+    inspect,
+    plan,
+    compress,
+    verify,
+    profile,
+    evaluate,
+    generate,
+    chat,
+    bench,
+    synth,
+    doctor,
+    demo,
+):
     name = module.__name__.rsplit(".", 1)[1]
-    app.command(name)(module.command)
+    # A module called `eval` would hide the built-in function.
+    app.command("eval" if module is evaluate else name)(module.command)
 
 
 def _version(show: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from gemma_surgery import ops
@@ -18,6 +19,7 @@ class Matrix(Module):
     Args:
         weights: where the tensors come from.
         name: full name of the `.weight` tensor.
+        rows: numbers of the rows it is to have, which alone are read; None for all.
 
     Attributes:
         group_size: columns that share a scale; 0 for a dense matrix.
@@ -25,23 +27,26 @@ class Matrix(Module):
         biases: of MLX's affine format, which the kernels read; None in others.
     """
 
-    def __init__(self, weights: Weights, name: str) -> None:
+    def __init__(self, weights: Weights, name: str, rows: npt.NDArray[np.integer] | None = None) -> None:
         super().__init__()
         encoding = weights.encoding(name)
+
+        def part(role: str) -> mx.array:
+            stored = companion(name, role)
+            return weights.stored(stored) if rows is None else weights.stored_rows(stored, rows)
+
         self._activations = weights.activations
         self.group_size = self.bits = 0
         self.biases: mx.array | None = None
         self._mode = "affine"
+        self.weight = part("weight")
         if isinstance(encoding, Quantized):
             self.group_size, self.bits = encoding.group_size, encoding.bits
-            self.weight = weights.stored(name)
-            self.scales = weights.stored(companion(name, "scales"))
+            self.scales = part("scales")
             if encoding.has_biases:
-                self.biases = weights.stored(companion(name, "biases"))
+                self.biases = part("biases")
             else:
                 self._mode = encoding.mode
-        else:
-            self.weight = weights.stored(name)
 
     def product(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
         """`x @ matrix^T + bias`: `[..., cols]` -> `[..., rows]`."""

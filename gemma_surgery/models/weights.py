@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint
+from gemma_surgery.checkpoint.reading import SourceFiles
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.surgery.anatomy import logical_matrices
 from gemma_surgery.surgery.encoding import Encoding
 
 MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+STORED_DTYPES = {**MLX_DTYPES, "U32": mx.uint32}
 
 
 class Weights:
@@ -49,6 +53,24 @@ class Weights:
             except RuntimeError as error:
                 raise SurgeryError("model", f"cannot load `{self.checkpoint.path / file}`: {error}") from None
         return self._arrays.pop(stored_name) if stored_name in self._arrays else self._load(file)[stored_name]
+
+    def stored_rows(self, name: str, rows: npt.NDArray[np.integer]) -> mx.array:
+        """Some rows of a tensor as they lie in the file; the others are not read.
+
+        Args:
+            name: of a stored tensor of two dimensions.
+            rows: their numbers, in any order.
+
+        Returns:
+            `[len(rows), columns]`.
+        """
+        tensor = self.checkpoint.tensors[name]
+        row_bytes = tensor.size_bytes // tensor.shape[0]
+        data = np.empty((len(rows), row_bytes), np.uint8)
+        with SourceFiles(self.checkpoint) as files:
+            for place, row in enumerate(rows):
+                files.read_into(tensor.file, tensor.start + int(row) * row_bytes, memoryview(data[place]))
+        return mx.array(data).view(STORED_DTYPES[tensor.dtype])
 
     def values(self, name: str) -> mx.array:
         """A dense tensor in the dtype of activations."""

@@ -14,6 +14,7 @@ from gemma_surgery.surgery.tokenizer import TokenizerFile
 
 Mask = npt.NDArray[np.bool_]
 
+WHERE = "prune_vocabulary"
 DOCUMENT_CHARACTERS = 1 << 15
 BATCH_DOCUMENTS = 64
 
@@ -36,7 +37,7 @@ def from_corpus(
         SurgeryError: a file cannot be read, is not UTF-8 or has a line without a text; file and line named.
     """
     if min_count < 1:
-        raise SurgeryError("prune_vocabulary", f"need `min_count` of at least 1, got {min_count}")
+        raise SurgeryError(WHERE, f"need `min_count` of at least 1, got {min_count}")
     mask: Mask = corpus_counts(files, tokenizer_path, tokenizer.num_ids) >= min_count
     return mask
 
@@ -50,7 +51,7 @@ def corpus_counts(files: Sequence[Path], tokenizer_path: Path, num_ids: int) -> 
     encoder.no_padding()
     counts = np.zeros(num_ids, np.int64)
     if not files:
-        raise SurgeryError("prune_vocabulary", "need at least one corpus file, got none")
+        raise SurgeryError(WHERE, "need at least one corpus file, got none")
     for path in files:
         for batch in _batches(documents(path)):
             for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
@@ -68,13 +69,13 @@ def documents(path: Path) -> Iterator[str]:
         SurgeryError: the file cannot be read, is not UTF-8 or has a line without a text.
     """
     if path.suffix in (".jsonl", ".ndjson"):
-        for number, line in _lines(path):
+        for number, line in text_lines(path, WHERE):
             if line.strip():
                 yield _record_text(line, path, number)
         return
     piece: list[str] = []
     size = 0
-    for _, line in _lines(path):
+    for _, line in text_lines(path, WHERE):
         if size >= DOCUMENT_CHARACTERS and line.strip("\r\n"):
             yield "".join(piece)
             piece, size = [], 0
@@ -84,7 +85,12 @@ def documents(path: Path) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
+    """Yield the number, from 1, and the text of each line of a UTF-8 file, line ends as they are.
+
+    Raises:
+        SurgeryError: as `where`: the file cannot be read or is not UTF-8.
+    """
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -92,11 +98,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.decode()
                 except UnicodeDecodeError as error:
                     raise SurgeryError(
-                        "prune_vocabulary",
+                        where,
                         f"need UTF-8, got byte 0x{line[error.start]:02x} in `{path}` line {number}",
                     ) from None
     except OSError as error:
-        raise SurgeryError("prune_vocabulary", f"cannot read `{path}`: {error.strerror}") from None
+        raise SurgeryError(where, f"cannot read `{path}`: {error.strerror}") from None
 
 
 def _record_text(line: str, path: Path, number: int) -> str:
@@ -106,9 +112,7 @@ def _record_text(line: str, path: Path, number: int) -> str:
         record = None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise SurgeryError(
-            "prune_vocabulary", f"need a JSON object with a string `text` in `{path}` line {number}"
-        )
+        raise SurgeryError(WHERE, f"need a JSON object with a string `text` in `{path}` line {number}")
     return text
 
 

@@ -46,7 +46,7 @@ class Gemma3Model(Module):
         self.checkpoint, self.dtype = checkpoint, dtype
         self._family = Gemma3(checkpoint.config)
         self._weights = weights = Weights(checkpoint, dtype, activations)
-        _check_anatomy(checkpoint, self._family, weights)
+        check_anatomy(checkpoint, self._family, weights)
         self.config: ModelConfig = read_model_config(checkpoint)
         family, text = self._family, self.config.text
         self.vocabulary = Vocabulary(weights, family, text, dtype)
@@ -128,7 +128,7 @@ class Gemma3Model(Module):
         if self.checkpoint.closed_files:
             whole = open_checkpoint(self.checkpoint.path)
             weights = Weights(whole, self.dtype, weights.activations)
-            _check_anatomy(whole, self._family, weights)
+            check_anatomy(whole, self._family, weights)
             self._sources.append(weights)
         vision = VisionEncoder(weights, self._family, config)
         _read(vision, weights)
@@ -272,7 +272,8 @@ def _size_bytes(module: Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(module.parameters()))  # type: ignore[union-attr,str-unpack]
 
 
-def _check_anatomy(checkpoint: Checkpoint, family: Gemma3, weights: Weights) -> None:
+def check_anatomy(checkpoint: Checkpoint, family: Gemma3, weights: Weights) -> None:
+    """Raise unless the tensors are those that config.json describes."""
     problems = family.problems(weights.matrices)
     if problems:
         listed = "; ".join(problems[:LISTED_PROBLEMS])

@@ -74,12 +74,9 @@ class Vocabulary(Module):
         self.table = Matrix(weights, family.embedding)
         self.head = Matrix(weights, family.head) if family.head in weights else None
         self._dtype, self._vocab_size, self._softcap = dtype, config.vocab_size, config.final_softcap
-        self._token_map: mx.array | None = None
-        token_map = None
-        if family.token_map in weights:
-            token_map = _checked_token_map(weights.stored(family.token_map), weights, family)
-            self._token_map = mx.array(token_map)
-        self._scale = _embed_scale(config, weights, family)
+        token_map = read_token_map(weights, family)
+        self._token_map = None if token_map is None else mx.array(token_map)
+        self._scale = embed_scale(config, weights, family)
         rows = weights.matrices[family.embedding if self.head is None else family.head].shape[0]
         self.rows = TokenRows(rows, token_map, compact=rows != config.vocab_size)
         # tied_logprob sums over all rows: it can do without the first, which stands for no token.
@@ -160,14 +157,21 @@ def stored_dtype(encoding: Encoding) -> str:
     return encoding.dtype if isinstance(encoding, Dense) else encoding.scale_dtype
 
 
-def _embed_scale(text: TextConfig, weights: Weights, family: Gemma3) -> float:
+def embed_scale(text: TextConfig, weights: Weights, family: Gemma3) -> float:
     """The square root of E in the checkpoint's own precision: 50.5 for 2560 in bfloat16."""
     stored = stored_dtype(weights.encoding(family.embedding))
     return float(np.asarray(mx.array(text.hidden_size**0.5).astype(MLX_DTYPES[stored]).astype(mx.float32)))
 
 
-def _checked_token_map(stored: mx.array, weights: Weights, family: Gemma3) -> np.ndarray:
-    token_map = np.asarray(stored.astype(mx.int32))
+def read_token_map(weights: Weights, family: Gemma3) -> np.ndarray | None:
+    """The row of each token id, int32 `[V]`, 0 for pruned ids; None for a whole vocabulary.
+
+    Raises:
+        SurgeryError: it points outside the table.
+    """
+    if family.token_map not in weights:
+        return None
+    token_map = np.asarray(weights.stored(family.token_map).astype(mx.int32))
     rows = weights.matrices[family.embedding].shape[0]
     if token_map.min() < 0 or token_map.max() >= rows:
         raise SurgeryError(
