@@ -24,6 +24,8 @@ from gemma_surgery.surgery.corpus import text_lines
 
 WHERE = "calibration"
 PIECE_CHARACTERS = 2000
+# Of every five built-in passages this one is never calibrated on.
+HELD_OUT = 4
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE_PROMPT = "Describe this image in detail."
 ANSWER_KEYS = ("text", "completion", "answer", "response")
@@ -54,6 +56,16 @@ class Passage:
 def built_in_passages() -> tuple[Passage, ...]:
     """Return the passages that ship with the package, kinds interleaved, the same on every machine."""
     return read_passages(Path(__file__).with_name("passages.jsonl"))
+
+
+def calibration_passages() -> tuple[Passage, ...]:
+    """Return the built-in passages that profiles are made on, four of five."""
+    return tuple(p for index, p in enumerate(built_in_passages()) if index % 5 != HELD_OUT)
+
+
+def held_out_passages() -> tuple[Passage, ...]:
+    """Return the built-in passages that quality is measured on, the others."""
+    return built_in_passages()[HELD_OUT::5]
 
 
 def read_passages(path: Path) -> tuple[Passage, ...]:

@@ -19,6 +19,8 @@ from gemma_surgery.calibration.passages import (
     PIECE_CHARACTERS,
     Passage,
     built_in_passages,
+    calibration_passages,
+    held_out_passages,
     passages_sha256,
     read_passages,
 )
@@ -323,3 +325,11 @@ def test_built_in_passages_read_the_same_as_a_user_file() -> None:
     path = Path(module.__file__).with_name("passages.jsonl")
     assert read_passages(path) == built_in_passages()
     assert passages_sha256(read_passages(path)) == passages_sha256(built_in_passages())
+
+
+def test_what_quality_is_measured_on_is_never_calibrated_on() -> None:
+    calibrated, held_out = set(calibration_passages()), set(held_out_passages())
+    assert calibrated | held_out == set(built_in_passages())
+    assert not calibrated & held_out
+    assert len(calibrated) >= 128
+    assert {p.kind for p in held_out} == {p.kind for p in calibrated}

@@ -1,0 +1,1 @@
+"""How far a checkpoint moved from another one, and what it can still do."""
