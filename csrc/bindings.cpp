@@ -15,6 +15,7 @@
 #include "arrays.h"
 #include "bind_ops.h"
 #include "bind_probes.h"
+#include "bind_solver.h"
 #include "bind_tokenizer.h"
 #include "cpu/checks.h"
 #include "cpu/dispatch.h"
@@ -218,6 +219,7 @@ NB_MODULE(_ext, m) {
   bind_encoding(m);
   bind_ops(m);
   bind_probes(m);
+  bind_solver(m);
   bind_tokenizer(m);
 
   m.def(

@@ -106,6 +106,54 @@ def column_square_sums(
     Rows are added strictly in order, so tiles of rows may come in several calls.
     """
 
+def solve_factor(
+    hessian: NDArray[np.float32],
+    damping: float,
+    upper: NDArray[np.float32],
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+) -> float:
+    """Fill `upper` [K, K] with the upper Cholesky factor of the inverse of the damped Hessian [K, K].
+
+    Returns the damping that it took. This and the other `solve_` functions give the same bytes on every
+    instruction set and thread count; `threads` 0: one per processor. See `csrc/cpu/solve.h`.
+    """
+
+def solve_hessian(
+    upper: NDArray[np.float32], hessian: NDArray[np.float32], *, isa: str | None = None, threads: int = 0
+) -> None:
+    """Fill `hessian` with the damped Hessian of which `upper` is the inverse factor."""
+
+def solve_reconstruct(
+    weight: NDArray[np.float32],
+    hessian: NDArray[np.float32],
+    kept: NDArray[np.int32],
+    damping: float,
+    out: NDArray[np.float32],
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+) -> float:
+    """Fill `out` [rows, K] with the least-squares weights of the kept columns; returns the damping."""
+
+def solve_round(
+    weight: NDArray[np.float32],
+    upper: NDArray[np.float32],
+    order: NDArray[np.int32] | None,
+    encoding: Encoding,
+    out_weight: _Buffer,
+    out_scales: _Buffer,
+    out_biases: _Buffer,
+    *,
+    isa: str | None = None,
+    threads: int = 0,
+) -> None:
+    """Round [rows, K] to an affine encoding column by column, errors made up for by later columns.
+
+    With an `order`, `upper` is in that order as well, and groups are fitted before the first column.
+    """
+
 class TokenTable:
     def __init__(self, tokens: list[str | None]) -> None: ...
     @property

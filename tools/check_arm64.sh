@@ -53,7 +53,7 @@ run() { # where, test, command; leaves the hash of all results in `hash`
   hash="$(sed -n 's/^hash: //p' <<<"$output")"
 }
 
-for name in cpu product; do
+for name in cpu product solve; do
   test="gemma_surgery_${name}_test"
   run "this machine" "$name" "$host/$test"
   expected="$hash"

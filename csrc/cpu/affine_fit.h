@@ -41,7 +41,7 @@ GS_INLINE float inverse_of(float scale) {
 }
 
 // Squared error of one group coded to the nearest codes; 16 lanes, then a fixed tree.
-static float group_error(const float* values, int group, Fit fit, int last_code) {
+[[maybe_unused]] static float group_error(const float* values, int group, Fit fit, int last_code) {
   const Floats scale = splat(fit.scale);
   const Floats bias = splat(fit.bias);
   const Floats inverse = splat(inverse_of(fit.scale));

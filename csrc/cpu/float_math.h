@@ -139,7 +139,8 @@ static void read_floats_as(const uint8_t* from, int64_t count, float* to) {
 }
 
 // Reads and writes exactly `count` values.
-static void read_floats(Dtype dtype, const uint8_t* from, int64_t count, float* to) {
+[[maybe_unused]] static void
+read_floats(Dtype dtype, const uint8_t* from, int64_t count, float* to) {
   switch (dtype) {
     case Dtype::F16:
       return read_floats_as<Dtype::F16>(from, count, to);
@@ -176,7 +177,8 @@ static void write_floats_as(const float* from, int64_t count, uint8_t* to) {
   }
 }
 
-static void write_floats(Dtype dtype, const float* from, int64_t count, uint8_t* to) {
+[[maybe_unused]] static void
+write_floats(Dtype dtype, const float* from, int64_t count, uint8_t* to) {
   switch (dtype) {
     case Dtype::F16:
       return write_floats_as<Dtype::F16>(from, count, to);

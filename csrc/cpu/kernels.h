@@ -47,6 +47,7 @@ struct EncodedRow {
 
 struct ProductKernels;
 struct FloatKernels;
+struct SolveKernels;
 
 struct Kernels {
   const char* name;
@@ -108,6 +109,7 @@ struct Kernels {
 
   const ProductKernels* products;
   const FloatKernels* floats;
+  const SolveKernels* solve;
 };
 
 }  // namespace gemma_surgery::cpu

@@ -8,6 +8,7 @@ namespace gemma_surgery::cpu {
 
 extern const ProductKernels k_avx2_products;
 extern const FloatKernels k_avx2_float_kernels;
+extern const SolveKernels k_avx2_solve_kernels;
 extern const Kernels k_avx2_kernels;
 const Kernels k_avx2_kernels = {
     "avx2",
@@ -19,6 +20,7 @@ const Kernels k_avx2_kernels = {
     avx2::add_row_squares,
     &k_avx2_products,
     &k_avx2_float_kernels,
+    &k_avx2_solve_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -8,6 +8,7 @@ namespace gemma_surgery::cpu {
 
 extern const ProductKernels k_avx512_products;
 extern const FloatKernels k_avx512_float_kernels;
+extern const SolveKernels k_avx512_solve_kernels;
 extern const Kernels k_avx512_kernels;
 const Kernels k_avx512_kernels = {
     "avx512",
@@ -19,6 +20,7 @@ const Kernels k_avx512_kernels = {
     avx512::add_row_squares,
     &k_avx512_products,
     &k_avx512_float_kernels,
+    &k_avx512_solve_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

@@ -8,6 +8,7 @@ namespace gemma_surgery::cpu {
 
 extern const ProductKernels k_neon_products;
 extern const FloatKernels k_neon_float_kernels;
+extern const SolveKernels k_neon_solve_kernels;
 extern const Kernels k_neon_kernels;
 const Kernels k_neon_kernels = {
     "neon",
@@ -19,6 +20,7 @@ const Kernels k_neon_kernels = {
     neon::add_row_squares,
     &k_neon_products,
     &k_neon_float_kernels,
+    &k_neon_solve_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

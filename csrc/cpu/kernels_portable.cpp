@@ -8,6 +8,7 @@ namespace gemma_surgery::cpu {
 
 extern const ProductKernels k_portable_products;
 extern const FloatKernels k_portable_float_kernels;
+extern const SolveKernels k_portable_solve_kernels;
 extern const Kernels k_portable_kernels;
 const Kernels k_portable_kernels = {
     "portable",
@@ -19,6 +20,7 @@ const Kernels k_portable_kernels = {
     portable::add_row_squares,
     &k_portable_products,
     &k_portable_float_kernels,
+    &k_portable_solve_kernels,
 };
 
 }  // namespace gemma_surgery::cpu

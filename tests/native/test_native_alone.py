@@ -79,6 +79,7 @@ def fixed_addresses() -> list[str]:
         ("gemma_surgery_attention_test", "60", "ok: 60 rounds"),
         ("gemma_surgery_float_test", "60", "ok: 60 rounds"),
         ("gemma_surgery_product_test", "40", "ok: 40 rounds"),
+        ("gemma_surgery_solve_test", "10", "ok: 10 rounds"),
         ("gemma_surgery_tokenizer_test", "2000", "rounds: 2000"),
     ],
 )
@@ -92,6 +93,7 @@ def test_fuzzing_under_sanitizers_finds_nothing(target: str, rounds: str, expect
         ("gemma_surgery_attention_test", "10"),
         ("gemma_surgery_float_test", "10"),
         ("gemma_surgery_product_test", "10"),
+        ("gemma_surgery_solve_test", "4"),
     ],
 )
 def test_threads_do_not_race(target: str, rounds: str) -> None:
