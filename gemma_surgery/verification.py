@@ -24,11 +24,19 @@ from gemma_surgery.surgery.stream import TILE_BYTES, Buffer
 
 @dataclass
 class Verdict:
-    """What verification found; `problems` is empty for a sound output."""
+    """What verification found; `problems` is empty for a sound output.
+
+    Attributes:
+        tensors: stored tensors.
+        problems: what is wrong, one sentence each.
+        checks: what was checked.
+        notes: what could not be checked, and what it would need.
+    """
 
     tensors: int = 0
     problems: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -37,10 +45,20 @@ class Verdict:
 
     def to_json(self) -> dict[str, Json]:
         """For `--json`."""
-        return {"ok": self.ok, "tensors": self.tensors, "problems": list(self.problems)}
+        return {
+            "ok": self.ok,
+            "tensors": self.tensors,
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
 
 
-def verify(path: Path, source: Checkpoint | None = None, progress: Progress | None = None) -> Verdict:
+def verify(
+    path: Path,
+    source: Checkpoint | None = None,
+    progress: Progress | None = None,
+    profile: Path | None = None,
+) -> Verdict:
     """Check a folder written by `compress`.
 
     Args:
@@ -48,6 +66,8 @@ def verify(path: Path, source: Checkpoint | None = None, progress: Progress | No
         source: the checkpoint it was made of; if given, every tensor is derived from it once more and
             must come out with the same sha256.
         progress: where to report.
+        profile: where the profile lies that the recipe used, default: where the recipe says. Without it
+            nothing can be derived again, which `notes` then say.
 
     Raises:
         SurgeryError: the folder is not an output at all, or its headers are malformed.
@@ -57,7 +77,7 @@ def verify(path: Path, source: Checkpoint | None = None, progress: Progress | No
     verdict = check_structure(checkpoint)
     _check_hashes(checkpoint, manifest, verdict, progress or Silent())
     if source is not None:
-        _check_rederived(manifest, source, verdict, progress)
+        _check_rederived(manifest, source, verdict, progress, profile)
     return verdict
 
 
@@ -140,7 +160,11 @@ def _check_hashes(
 
 
 def _check_rederived(
-    manifest: dict[str, Json], source: Checkpoint, verdict: Verdict, progress: Progress | None
+    manifest: dict[str, Json],
+    source: Checkpoint,
+    verdict: Verdict,
+    progress: Progress | None,
+    profile: Path | None,
 ) -> None:
     recorded_source = entry(manifest, "source")
     if recorded_source.get("fingerprint") != source.fingerprint:
@@ -150,7 +174,17 @@ def _check_rederived(
         )
         return
     try:
-        plan = make_plan(source, Recipe.from_json(entry(manifest, "recipe")))
+        recipe = Recipe.from_json(entry(manifest, "recipe"))
+        if profile is not None:
+            recipe = recipe.locate(dict.fromkeys(recipe.profiles, profile))
+        absent = [name for name in recipe.profiles if not recipe.path(name).is_file()]
+        if absent:
+            verdict.notes.append(
+                f"values derived from the source again, which needs the profile `{absent[0]}`: "
+                "say where it lies with --profile"
+            )
+            return
+        plan = make_plan(source, recipe)
     except SurgeryError as error:
         verdict.problems.append(f"the recipe cannot be planned again: {error}")
         return

@@ -5,23 +5,35 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.checkpoint.target import check_separate
 from gemma_surgery.cli import options
-from gemma_surgery.cli.console import TransferProgress, out, print_json, remarks
+from gemma_surgery.cli.console import CountProgress, TransferProgress, out, print_json, remarks
 from gemma_surgery.cli.memory import PeakMemory
-from gemma_surgery.cli.plan import print_steps, summary
+from gemma_surgery.cli.plan import print_steps, print_warnings, summary
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.recipes.recipe import Recipe, load_recipe, make_plan
 from gemma_surgery.surgery.executor import Outcome, execute
 from gemma_surgery.surgery.plan import Plan
 from gemma_surgery.verification import check_structure
 
+if TYPE_CHECKING:
+    from gemma_surgery.quality.guard import StepCost
+
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same recipe.")]
+Guard = Annotated[
+    str | None,
+    typer.Option("--guard", help="Measure after every step and act when a limit is passed: kl=0.05 (nats)."),
+]
+GuardAction = Annotated[
+    Literal["stop", "skip"],
+    typer.Option("--guard-action", help="Stop before anything is written, or leave the step out."),
+]
+GuardSamples = Annotated[int, typer.Option("--guard-samples", min=1, help="Texts that the guard scores.")]
 Stages = Annotated[
     bool,
     typer.Option(
@@ -35,17 +47,27 @@ def command(
     output: options.Output,
     recipe: options.RecipeName = "mobile",
     overrides: options.Overrides = None,
+    profile: options.Profile = None,
     revision: options.Revision = None,
     resume: Resume = False,
     overwrite: options.Overwrite = False,
     stages: Stages = False,
+    guard: Guard = None,
+    guard_action: GuardAction = "stop",
+    guard_samples: GuardSamples = 16,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
     """Write a smaller checkpoint in one streamed pass over the source."""
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), profile)
     checkpoint = open_checkpoint(model, revision)
+    costs: list[StepCost] = []
+    if guard is not None:
+        check_separate(output, checkpoint.path)
+        loaded, costs = _guarded(
+            checkpoint, loaded, guard, guard_action, guard_samples, threads, quiet or json
+        )
     if stages:
         for number, (step, _) in enumerate(loaded.steps[:-1], 1):
             stage = output.with_name(f"{output.name}.{number}-{step}")
@@ -53,7 +75,8 @@ def command(
             remarks().print(f"wrote {stage}")
     result = _compress(checkpoint, loaded, output, resume, overwrite, threads, quiet)
     if json:
-        print_json(result.to_json())
+        guarded: dict[str, object] = {"guard": [cost.to_json() for cost in costs]} if costs else {}
+        print_json({**result.to_json(), **guarded})
     else:
         _print(result, output)
 
@@ -86,6 +109,34 @@ class Result:
         }
 
 
+def _guarded(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    limit: str,
+    action: Literal["stop", "skip"],
+    samples: int,
+    threads: int | None,
+    quiet: bool,
+) -> tuple[Recipe, list[StepCost]]:
+    from gemma_surgery.calibration.passages import held_out_passages
+    from gemma_surgery.quality.guard import Limit, guarded
+    from gemma_surgery.quality.referee import Referee
+
+    parsed = Limit.parse(limit)
+    referee = Referee(
+        checkpoint,
+        held_out_passages(),
+        samples=samples,
+        progress=lambda phase: CountProgress(f"guard, {phase}", quiet),
+    )
+
+    def tell(cost: StepCost) -> None:
+        measured = "unchanged" if cost.kl is None else f"divergence {cost.kl:.4g} +- {cost.stderr:.2g} nats"
+        remarks().print(f"guard: {cost.number} {cost.step}: {measured}{'' if cost.is_kept else ', left out'}")
+
+    return guarded(checkpoint, recipe, parsed, referee, action=action, threads=threads, on_step=tell)
+
+
 def _compress(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -100,6 +151,7 @@ def _compress(
     with PeakMemory() as memory:
         plan = make_plan(checkpoint, recipe)
         planned = time.perf_counter()
+        print_warnings(plan)
         progress = TransferProgress(f"writing {output.name}", quiet)
         outcome = execute(
             plan, output, threads=threads, resume=resume, overwrite=overwrite, progress=progress

@@ -16,6 +16,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a parameter: step.key=value. May be repeated."),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", exists=True, dir_okay=False, help="Measured statistics of MODEL, from `profile`."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress reports.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]

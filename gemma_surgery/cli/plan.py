@@ -10,7 +10,7 @@ import typer
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
 from gemma_surgery.cli import options
-from gemma_surgery.cli.console import megabytes, out, print_json, print_table, size
+from gemma_surgery.cli.console import megabytes, out, print_json, print_table, remarks, size
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
 from gemma_surgery.surgery.plan import Plan
 
@@ -23,17 +23,19 @@ def command(
     model: options.Model,
     recipe: options.RecipeName = "mobile",
     overrides: options.Overrides = None,
+    profile: options.Profile = None,
     revision: options.Revision = None,
     write: Everything = None,
     json: options.Json = False,
 ) -> None:
     """Show the exact bytes of every step; reads no weights and needs no output folder."""
     begin = time.perf_counter()
-    plan = make_plan(open_checkpoint(model, revision), load_recipe(recipe, overrides or ()))
+    plan = make_plan(open_checkpoint(model, revision), load_recipe(recipe, overrides or (), profile))
     if write is not None:
         import json as json_module
 
         write.write_text(json_module.dumps(plan.as_json, indent=1) + "\n", "utf-8")
+    print_warnings(plan)
     if json:
         print_json(summary(plan))
         return
@@ -73,6 +75,13 @@ def print_step_table(plan: Plan, seconds: dict[str, float]) -> None:
         ("values", "left"),
     ]
     print_table("", [*columns, ("seconds", "right")] if seconds else columns, rows)
+
+
+def print_warnings(plan: Plan) -> None:
+    """What is known to fail, in plain words, before time is spent on it."""
+    for step in plan.steps:
+        for warning in step.warnings:
+            remarks().print(f"warning: {step.step}: {warning}")
 
 
 def print_steps(plan: Plan, seconds: dict[str, float]) -> None:

@@ -16,19 +16,31 @@ Folder = Annotated[Path, typer.Argument(help="Folder written by `compress`.")]
 Against = Annotated[
     str | None, typer.Option("--against", help="The source: derive every tensor from it once more.")
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", exists=True, dir_okay=False, help="Where the profile lies now that the recipe used."
+    ),
+]
 
 
 def command(
-    folder: Folder, against: Against = None, quiet: options.Quiet = False, json: options.Json = False
+    folder: Folder,
+    against: Against = None,
+    profile: Profile = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
 ) -> None:
     """Check structure and hashes, and with --against derive every tensor again; exit code 1 on a problem."""
     source = open_checkpoint(against) if against is not None else None
-    verdict = verify(folder, source, TransferProgress(f"verifying {folder.name}", quiet))
+    verdict = verify(folder, source, TransferProgress(f"verifying {folder.name}", quiet), profile)
     if json:
         print_json(verdict.to_json())
     else:
         for check in verdict.checks:
             out().print(f"checked: {check}")
+        for note in verdict.notes:
+            out().print(f"not checked: {note}")
         for problem in verdict.problems:
             out().print(f"problem: {problem}")
         out().print("ok" if verdict.ok else f"{len(verdict.problems)} problems")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from gemma_surgery.checkpoint.json_types import Json
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.surgery.draft import Draft, JsonObject
@@ -52,6 +54,9 @@ def set_layers(draft: Draft, kept: list[int], explicit_types: bool) -> None:
     if "per_layer_intermediate_sizes" in config:
         widths = family.mlp_widths
         config["per_layer_intermediate_sizes"] = [widths[layer] for layer in kept]
+    if "per_layer_down_proj_bias" in config:
+        flags = family.down_proj_biases
+        config["per_layer_down_proj_bias"] = [flags[layer] for layer in kept]
     config["num_hidden_layers"] = len(kept)
 
 
@@ -65,11 +70,58 @@ def set_mlp_widths(draft: Draft, widths: list[int]) -> None:
         config["per_layer_intermediate_sizes"] = list(widths)
 
 
+def set_down_proj_bias(draft: Draft, layer: int) -> None:
+    """State that `down_proj` of a decoder layer has a bias, which only engines that know the key add."""
+    flags: list[Json] = list(Gemma3(draft.config).down_proj_biases)
+    flags[layer] = True
+    text_config(draft)["per_layer_down_proj_bias"] = flags
+
+
+def set_heads(draft: Draft, heads: int, kv_heads: int) -> None:
+    """State the number of attention heads of every decoder layer."""
+    config = text_config(draft)
+    config["num_attention_heads"], config["num_key_value_heads"] = heads, kv_heads
+
+
 def set_compact_vocabulary(draft: Draft, logical_rows: int, compact_rows: int) -> None:
     """State that token ids keep their range and the table has fewer rows, at both levels."""
     draft.config["vocab_pruning"] = {"compact_vocab_size": compact_rows}
     draft.config["vocab_size"] = logical_rows
     text_config(draft)["vocab_size"] = logical_rows
+
+
+def cheapest_layers(family: Gemma3, count: int, cost: Sequence[float], any_layer: bool) -> list[int]:
+    """The `count` layers to keep such that the cost of the others is least.
+
+    Args:
+        family: the model before the cut.
+        count: decoder layers that remain.
+        cost: of dropping each layer.
+        any_layer: also choices that shift the local/global pattern; otherwise layer i of the result has
+            the type that engines derive from i.
+
+    Raises:
+        SurgeryError: no choice of `count` layers keeps the pattern.
+    """
+    types, derived = family.layer_types, family.types_by_pattern(count)
+    # kept[n]: the greatest cost that n kept layers, among those seen so far, save, and which they are.
+    kept: list[tuple[float, list[int]] | None] = [(0.0, []), *[None] * count]
+    for layer, kind in enumerate(types):
+        for slot in range(min(count, layer + 1), 0, -1):
+            before = kept[slot - 1]
+            if before is None or not (any_layer or derived[slot - 1] == kind):
+                continue
+            current, saved = kept[slot], before[0] + cost[layer]
+            if current is None or saved > current[0]:
+                kept[slot] = saved, [*before[1], layer]
+    best = kept[count]
+    if best is None:
+        raise SurgeryError(
+            "drop_layers",
+            f"need {count} of {len(types)} decoder layers whose types follow the pattern, got none",
+            "set `explicit_layer_types = true` for engines that read `layer_types`",
+        )
+    return best[1]
 
 
 def check_layers(family: Gemma3, kept: list[int]) -> None:

@@ -136,6 +136,24 @@ class Gemma3:
         return [size for size in sizes if isinstance(size, int)]
 
     @property
+    def down_proj_biases(self) -> list[bool]:
+        """Whether `down_proj` has a bias, per decoder layer: a key of this package's own."""
+        flags = self.text_config.get("per_layer_down_proj_bias")
+        if flags is None:
+            return [False] * self.num_layers
+        if (
+            not isinstance(flags, list)
+            or len(flags) != self.num_layers
+            or not all(isinstance(flag, bool) for flag in flags)
+        ):
+            raise SurgeryError(
+                "family",
+                f"need true or false for each of {self.num_layers} layers in `per_layer_down_proj_bias`, "
+                f"got {flags!r} in `config.json`",
+            )
+        return [flag is True for flag in flags]
+
+    @property
     def tokens_per_image(self) -> int:
         """Image tokens that the projector pools to."""
         for config in (self.config, self.text_config):
@@ -181,6 +199,13 @@ class Gemma3:
         """Names of gate `[F, E]`, up `[F, E]` and down `[E, F]` of a decoder layer."""
         prefix = f"{self.layer_prefix(layer)}mlp."
         return f"{prefix}gate_proj.weight", f"{prefix}up_proj.weight", f"{prefix}down_proj.weight"
+
+    def attention(self, layer: int) -> tuple[str, str, str, str]:
+        """Names of q `[H D, E]`, k and v `[K D, E]` and o `[E, H D]` of a decoder layer."""
+        prefix = f"{self.layer_prefix(layer)}self_attn."
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        query, key, value, output = (f"{prefix}{name}.weight" for name in names)
+        return query, key, value, output
 
     def vision_layer_prefix(self, layer: int) -> str:
         """What the names of one vision layer start with."""
@@ -244,11 +269,12 @@ class Gemma3:
         for layer, f in enumerate(self.mlp_widths):
             prefix = self.layer_prefix(layer)
             gate, up, down = self.mlp(layer)
+            query, key, value, output = self.attention(layer)
             shapes |= {
-                f"{prefix}self_attn.q_proj.weight": (h * d, e),
-                f"{prefix}self_attn.k_proj.weight": (k * d, e),
-                f"{prefix}self_attn.v_proj.weight": (k * d, e),
-                f"{prefix}self_attn.o_proj.weight": (e, h * d),
+                query: (h * d, e),
+                key: (k * d, e),
+                value: (k * d, e),
+                output: (e, h * d),
                 f"{prefix}self_attn.q_norm.weight": (d,),
                 f"{prefix}self_attn.k_norm.weight": (d,),
                 gate: (f, e),
@@ -257,6 +283,8 @@ class Gemma3:
             }
             for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
                 shapes[f"{prefix}{norm}_layernorm.weight"] = (e,)
+            if self.down_proj_biases[layer]:
+                shapes[down_proj_bias(down)] = (e,)
         shapes[f"{self.text_prefix}norm.weight"] = (e,)
         return shapes
 
@@ -341,6 +369,11 @@ class Gemma3:
 def is_vision_tensor(name: str) -> bool:
     """Whether text-only inference can do without the tensor of that name."""
     return name.startswith((VISION_TOWER, PROJECTOR))
+
+
+def down_proj_bias(down: str) -> str:
+    """The name of the additive bias beside the weight `down`."""
+    return f"{down.removesuffix('weight')}bias"
 
 
 def _with_bias(name: str, rows: int, columns: int) -> dict[str, Shape]:

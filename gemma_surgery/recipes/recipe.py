@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-FILE_KEYS = {"description", "steps"}
+FILE_KEYS = {"description", "profile", "steps"}
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,51 @@ class Recipe:
         name: preset name or file stem.
         description: one line.
         steps: step name and instance, in order.
+        profile: of the checkpoint, for every step that takes one and names none; as it was written.
+        located: where the files lie that are named as the keys say; others: as written.
     """
 
     name: str
     description: str
     steps: tuple[tuple[str, Step], ...]
+    profile: str | None = None
+    located: Mapping[str, Path] = dataclasses.field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Json]:
         """The recipe with every parameter spelled out, as kept in the manifest."""
-        return {"name": self.name, "steps": [_step_json(name, step) for name, step in self.steps]}
+        document: dict[str, Json] = {
+            "name": self.name,
+            "steps": [_step_json(name, step) for name, step in self.steps],
+        }
+        return document if self.profile is None else {**document, "profile": self.profile}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Json]) -> Recipe:
         """The recipe that a manifest keeps."""
-        return _build(str(document.get("name")), {"steps": document.get("steps")}, "surgery.json")
+        kept = {key: document[key] for key in ("steps", "profile") if key in document}
+        return _build(str(document.get("name")), kept, "surgery.json")
+
+    @property
+    def profiles(self) -> list[str]:
+        """Names of the profiles that steps take, each once, as they were written."""
+        named = (_profile_of(step) or self.profile for _, step in self.steps if hasattr(step, "profile"))
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    def locate(self, files: Mapping[str, Path]) -> Recipe:
+        """The same recipe, knowing where the files lie that it names."""
+        return dataclasses.replace(self, located=files)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies that the recipe names."""
+        return self.located.get(name, Path(name)).expanduser()
+
+    def ready(self, step: Step) -> Step:
+        """A step of this recipe that knows its profile and where it is."""
+        name = _profile_of(step) or self.profile
+        if name is None or not hasattr(step, "profile"):
+            return step
+        parameters: dict[str, Any] = {"profile": str(self.path(name))}
+        return dataclasses.replace(step, **parameters)
 
     def prefix(self, count: int) -> Recipe:
         """The first `count` steps."""
@@ -60,12 +91,14 @@ def preset_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), profile: Path | None = None) -> Recipe:
     """A preset by name, or a TOML file by path.
 
     Args:
         name: e.g. ``mobile`` or ``my/recipe.toml``.
         overrides: ``step.key=value`` with a TOML value; applies to every step of that name.
+        profile: a file that takes the place of the recipe's own; that one, and those that steps name, lie
+            relative to the recipe file.
 
     Raises:
         SurgeryErrors: everything that is wrong with the recipe.
@@ -81,7 +114,18 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise SurgeryError("recipe", f"`{where}` is not valid TOML: {_lower(str(error))}") from None
     problems = _apply_overrides(document, overrides)
-    return _build(name if name in preset_names() else path.stem, document, where, problems)
+    if profile is not None:
+        document["profile"] = str(profile)
+    is_preset = name in preset_names()
+    recipe = _build(name if is_preset else path.stem, document, where, problems)
+    if recipe.profile is not None and not recipe.profiles:
+        raise SurgeryError(
+            "recipe", f"need a step in `{where}` that takes the profile `{recipe.profile}`, got none"
+        )
+    if is_preset:
+        return recipe
+    own = [file for file in recipe.profiles if profile is None or file != str(profile)]
+    return recipe.locate({file: path.parent / Path(file).expanduser() for file in own})
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
@@ -94,7 +138,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     errors: list[SurgeryError] = []
     for name, step in recipe.steps:
         try:
-            draft.run(name, step.plan)
+            draft.run(name, recipe.ready(step).plan)
         except SurgeryError as error:
             errors.append(error)
     _raise_all(errors)
@@ -126,6 +170,9 @@ def _build(
         errors.append(
             SurgeryError("recipe", f"need a text, got {description!r} for `description` in `{where}`")
         )
+    profile = document.get("profile")
+    if profile is not None and not isinstance(profile, str):
+        errors.append(SurgeryError("recipe", f"need a text, got {profile!r} for `profile` in `{where}`"))
     entries = document.get("steps")
     steps: list[tuple[str, Step]] = []
     if not isinstance(entries, list) or not entries:
@@ -151,7 +198,7 @@ def _build(
                 SurgeryError("recipe", f"need `{once}` at most once, got it {names.count(once)} times")
             )
     _raise_all(errors)
-    return Recipe(name, description, tuple(steps))
+    return Recipe(name, description, tuple(steps), profile)
 
 
 def _construct(cls: type[Any], parameters: Mapping[str, Any], where: str, errors: list[SurgeryError]) -> Any:
@@ -234,6 +281,10 @@ def _apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list
         for entry in targets:
             entry[key] = value
     return problems
+
+
+def _profile_of(step: Step) -> str | None:
+    return getattr(step, "profile", None)
 
 
 def _step_json(name: str, step: Step) -> dict[str, Json]:

@@ -2,7 +2,9 @@
 
 from gemma_surgery.steps.base import Step
 from gemma_surgery.steps.drop_layers import DropLayers
+from gemma_surgery.steps.drop_vision_layers import DropVisionLayers
 from gemma_surgery.steps.pad_vision_mlp import PadVisionMlp
+from gemma_surgery.steps.prune_heads import PruneHeads
 from gemma_surgery.steps.prune_neurons import PruneNeurons
 from gemma_surgery.steps.prune_vocabulary import PruneVocabulary
 from gemma_surgery.steps.quantize import Quantize
@@ -16,7 +18,9 @@ STEPS: dict[str, type[Step]] = {
     "prune_vocabulary": PruneVocabulary,
     "pad_vision_mlp": PadVisionMlp,
     "drop_layers": DropLayers,
+    "drop_vision_layers": DropVisionLayers,
     "reduce_resolution": ReduceResolution,
+    "prune_heads": PruneHeads,
     "prune_neurons": PruneNeurons,
     "split_weights": SplitWeights,
 }

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_surgery.checkpoint.json_types import Json
+from gemma_surgery.checkpoint.wording import literal
 from gemma_surgery.errors import SurgeryError, SurgeryErrors
 from gemma_surgery.families.edit import set_compact_vocabulary
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.steps.base import Step
+from gemma_surgery.steps.coverage import LEAST_COVERAGE, coverage
 from gemma_surgery.surgery import vocabulary
 from gemma_surgery.surgery.corpus import from_corpus
 from gemma_surgery.surgery.draft import Draft, GeneratedFile
@@ -86,6 +88,13 @@ class PruneVocabulary(Step):
             f"{len(kept) - 1:,} of {rows:,} tokens kept, {selection.num_merges:,} of "
             f"{len(tokenizer.merges):,} merges"
         )
+        covered = coverage(tokenizer, keep)
+        if covered.share < LEAST_COVERAGE:
+            missing = ", ".join(literal(token) for token in covered.missing)
+            draft.warn(
+                f"the vocabulary is too small: {1 - covered.share:.1%} of the tokens of ordinary English "
+                f"text are pruned, most often {missing}; the model was never taught to write them in pieces"
+            )
         draft.table += [("pass", "matched", "added")]
         draft.table += [
             (row.name, f"{row.matched:,}", f"{row.added:,}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3
-from gemma_surgery.steps.base import Step
+from gemma_surgery.steps.base import Step, open_profile
+from gemma_surgery.steps.compensation import compensates, set_rounding
 from gemma_surgery.surgery.draft import Draft
 from gemma_surgery.surgery.encoding import FLOAT_DTYPES, MICROSCALING, Dense, Encoding, Quantized
 from gemma_surgery.surgery.tensor import Tensor
@@ -23,6 +25,7 @@ class Rule:
         bits: bits per value, default: the step's.
         group_size: values per scale, default: the step's.
         mode: quantization mode, default: the step's.
+        method: how values are rounded, default: the step's.
         keep: leave the tensor as it is.
     """
 
@@ -30,6 +33,7 @@ class Rule:
     bits: int | None = None
     group_size: int | None = None
     mode: str | None = None
+    method: Literal["auto", "round", "compensated"] | None = None
     keep: bool = False
 
 
@@ -47,6 +51,10 @@ class Quantize(Step):
         requantize: also change tensors that are quantized in another way, which loses twice.
         keep: patterns of full tensor names that stay as they are.
         rules: exceptions per tensor pattern, see `Rule`.
+        method: `round` stores the nearest code; `compensated` goes column by column and spreads each
+            error over the columns to come (GPTQ), for linears whose Hessian a profile has and in modes
+            `affine` and `symmetric`; `auto` is `compensated` where that is possible.
+        profile: a profile of this checkpoint (`docs/format.md`), default: the recipe's.
     """
 
     bits: int = 4
@@ -55,13 +63,16 @@ class Quantize(Step):
     requantize: bool = False
     keep: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    method: Literal["auto", "round", "compensated"] = "auto"
+    profile: str | None = None
 
     def plan(self, draft: Draft) -> None:
         """Change the encoding of every matching tensor."""
         family = Gemma3(draft.config)
+        profile = None if self.profile is None else open_profile(draft, self.profile)
         unused = {rule.match for rule in self.rules} | set(self.keep)
         kept_dense: dict[int, list[str]] = {}
-        kept_codes = changed = 0
+        kept_codes = changed = compensated = 0
         for tensor in list(draft.tensors.values()):
             if not family.quantizes(tensor.name, tensor.shape):
                 continue
@@ -78,6 +89,12 @@ class Quantize(Step):
             else:
                 draft.encode(tensor.name, encoding)
                 changed += 1
+                possible = profile is not None and compensates(tensor, encoding, profile)
+                if rule.method == "compensated" and not possible:
+                    raise _no_hessian(f"of `{tensor.name}`")
+                compensate = possible and (rule.method or self.method) != "round"
+                set_rounding(draft, tensor.name, profile, compensate)
+                compensated += compensate
         if unused:
             raise SurgeryError(
                 "quantize",
@@ -85,6 +102,10 @@ class Quantize(Step):
             )
         self._to_mlx_layout(draft, family)
         draft.note(f"{changed} matrices quantized, {kept_codes} quantized already")
+        if self.method == "compensated" and changed and not compensated:
+            raise _no_hessian("of a matrix to be quantized")
+        if compensated:
+            draft.note(f"errors of rounding compensated in {compensated} of them")
         for width, names in kept_dense.items():
             draft.note(
                 f"{len(names)} kept dense: width {width} of `{names[0]}` is not divisible by the group size"
@@ -112,6 +133,14 @@ class Quantize(Step):
             draft.transform(convolution.name, Permute((0, 2, 3, 1)))
             draft.note("patch convolution stored as [O, H, W, I], MLX's layout")
         draft.metadata["format"] = "mlx"
+
+
+def _no_hessian(what: str) -> SurgeryError:
+    return SurgeryError(
+        "quantize",
+        f'need a profile with the Hessian {what}, and no microscaling mode, for `method = "compensated"`',
+        "make one with `gemma-surgery profile --hessians`, and give it with `--profile`",
+    )
 
 
 def _scale_dtype(encoding: Encoding, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.steps.base import Step
@@ -25,6 +25,8 @@ class SplitWeights(Step):
         names: `published` for `language_model` / `vision_model`, or `mlx` for `model-language` /
             `model-vision`, which mlx-lm's loader (it reads `model*.safetensors`) also finds.
     """
+
+    changes_answers: ClassVar[bool] = False
 
     names: Literal["published", "mlx"] = "published"
 

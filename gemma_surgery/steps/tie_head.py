@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3
@@ -17,6 +18,8 @@ class TieHead(Step):
     Lossless. Gemma 3 is tied by design; MLX conversions of the vision-language models store the table
     twice. That the two are bit-identical is checked on the weights before anything is written.
     """
+
+    changes_answers: ClassVar[bool] = False
 
     def plan(self, draft: Draft) -> None:
         """Drop the head's tensors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from gemma_surgery.checkpoint.json_types import Json
@@ -13,6 +13,7 @@ from gemma_surgery.errors import SurgeryError
 from gemma_surgery.surgery.anatomy import logical_matrices
 from gemma_surgery.surgery.encoding import Encoding, components
 from gemma_surgery.surgery.selection import Indices, Selection, TopRanked
+from gemma_surgery.surgery.solve import Solve
 from gemma_surgery.surgery.tensor import SourceMatrix, Tensor
 from gemma_surgery.surgery.tokenizer import TokenizerFile
 from gemma_surgery.surgery.transform import Transform
@@ -47,7 +48,9 @@ class StepReport:
     """What one step did, in exact bytes of tensor data.
 
     `saved_bytes` counts tensors that come from the source, `added_bytes` those the step created;
-    `lossless` means that every stored value that remains is exactly a value of the source.
+    `lossless` means that every stored value that remains is exactly a value of the source;
+    `profile_sha256` is the identity of the profile that the step decided by; `warnings` are failures that
+    others have published, recognised before time is spent on them.
     """
 
     step: str
@@ -56,16 +59,23 @@ class StepReport:
     lossless: bool
     notes: tuple[str, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()
+    profile_sha256: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> JsonObject:
         """For `--json` and the manifest."""
-        return {
+        line: JsonObject = {
             "step": self.step,
             "saved_bytes": self.saved_bytes,
             "added_bytes": self.added_bytes,
             "lossless": self.lossless,
             "notes": list(self.notes),
         }
+        if self.warnings:
+            line["warnings"] = list(self.warnings)
+        if self.profile_sha256 is not None:
+            line["profile_sha256"] = self.profile_sha256
+        return line
 
 
 @dataclass
@@ -85,6 +95,8 @@ class Draft:
     reports: list[StepReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     table: list[tuple[str, ...]] = field(default_factory=list)
+    profile_sha256: str | None = None
+    warnings: list[str] = field(default_factory=list)
     _tokenizer: list[TokenizerFile] = field(default_factory=list)
     _own_documents: set[str] = field(default_factory=set)
 
@@ -106,7 +118,14 @@ class Draft:
         before, after = _weigh(self.tensors), _weigh(trial.tensors)
         lossless = not any(_adds_loss(self.tensors, tensor) for tensor in trial.tensors.values())
         report = StepReport(
-            name, before[0] - after[0], after[1] - before[1], lossless, tuple(trial.notes), tuple(trial.table)
+            name,
+            before[0] - after[0],
+            after[1] - before[1],
+            lossless,
+            tuple(trial.notes),
+            tuple(trial.table),
+            trial.profile_sha256,
+            tuple(trial.warnings),
         )
         trial.reports.append(report)
         trial.editors |= {
@@ -117,6 +136,10 @@ class Draft:
     def note(self, text: str) -> None:
         """Tell the user something that the running step decided."""
         self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """Tell the user that what the running step does is known to fail."""
+        self.warnings.append(text)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name`.
@@ -151,6 +174,12 @@ class Draft:
     def pad_columns(self, name: str, count: int, encoding: Encoding | None = None) -> None:
         """Append zero columns up to `count`, storing the result in `encoding` if given."""
         tensor = self.tensor(name)
+        if tensor.solve is not None:
+            raise SurgeryError(
+                "surgery",
+                f"need a matrix that is stored without error compensation to pad it, got `{name}`",
+                "pad before quantizing, or except the matrix by a rule",
+            )
         self._edit(tensor, columns=tensor.columns.pad_to(count), encoding=encoding)
 
     def encode(self, name: str, encoding: Encoding) -> None:
@@ -161,6 +190,13 @@ class Draft:
         """Replace the values of a whole, so far unedited tensor."""
         self.tensors[name] = self.tensor(name).with_transform(transform)
 
+    def solve(self, name: str, solve: Solve) -> None:
+        """Make good for lost columns or for rounding by the inputs that a profile measured."""
+        tensor = self.tensor(name)
+        if not isinstance(tensor.origin, SourceMatrix) or tensor.transform or len(tensor.shape) != 2:
+            raise SurgeryError("surgery", f"need a matrix of the source to solve for, got `{name}`")
+        self.tensors[name] = replace(tensor, solve=solve)
+
     def drop(self, name: str) -> None:
         """Leave a tensor out."""
         self.tensor(name)
@@ -169,7 +205,7 @@ class Draft:
     def rename(self, names: dict[str, str]) -> None:
         """Give tensors new names, all at once, keeping their order."""
         self.tensors = {
-            names.get(name, name): _renamed(tensor, names.get(name, name))
+            names.get(name, name): replace(tensor, name=names.get(name, name))
             for name, tensor in self.tensors.items()
         }
 
@@ -214,13 +250,11 @@ class Draft:
         columns: Selection | None = None,
         encoding: Encoding | None = None,
     ) -> None:
-        edited = Tensor(
-            tensor.name,
-            tensor.origin,
-            encoding or tensor.encoding,
-            rows or tensor.rows,
-            columns or tensor.columns,
-            tensor.transform,
+        edited = replace(
+            tensor,
+            encoding=encoding or tensor.encoding,
+            rows=rows or tensor.rows,
+            columns=columns or tensor.columns,
         )
         components(edited.name, edited.shape, edited.encoding)
         self.tensors[tensor.name] = edited
@@ -246,10 +280,6 @@ def _take(selection: Selection, chosen: Sequence[int] | Indices | TopRanked) -> 
     return selection.take_top(chosen) if isinstance(chosen, TopRanked) else selection.take(chosen)
 
 
-def _renamed(tensor: Tensor, name: str) -> Tensor:
-    return Tensor(name, tensor.origin, tensor.encoding, tensor.rows, tensor.columns, tensor.transform)
-
-
 def _weigh(tensors: dict[str, Tensor]) -> tuple[int, int]:
     """Bytes that come from the source, and bytes that do not."""
     sourced = sum(t.size_bytes for t in tensors.values() if isinstance(t.origin, SourceMatrix))
@@ -271,6 +301,8 @@ def _adds_loss(before: dict[str, Tensor], tensor: Tensor) -> bool:
     old = _counterpart(before, tensor)
     if old is None or old.lossless:
         return True
+    if tensor.solve is not None and tensor.solve is not old.solve:
+        return True
     transform = tensor.transform
     return transform is not None and transform is not old.transform and not transform.lossless
 
@@ -281,5 +313,5 @@ def _edited(before: dict[str, Tensor], tensor: Tensor) -> bool:
         return True
     return any(
         getattr(old, part) is not getattr(tensor, part)
-        for part in ("rows", "columns", "encoding", "transform")
+        for part in ("rows", "columns", "encoding", "transform", "solve")
     )

@@ -8,7 +8,7 @@ from gemma_surgery import __version__
 from gemma_surgery.checkpoint.json_types import Json
 from gemma_surgery.checkpoint.model_folder import MANIFEST_NAME, Checkpoint
 from gemma_surgery.errors import SurgeryError
-from gemma_surgery.surgery.draft import JsonObject
+from gemma_surgery.surgery.draft import JsonObject, StepReport
 from gemma_surgery.surgery.plan import Plan
 
 FORMAT_VERSION = 1
@@ -34,6 +34,7 @@ def build_manifest(plan: Plan, tensors: dict[str, dict[str, str]], files: dict[s
     source: JsonObject = {
         "fingerprint": plan.source.fingerprint,
         "tensor_bytes": plan.source_bytes,
+        "module_bytes": _module_bytes(plan.source),
         "files": {name: header.file_bytes for name, header in sorted(plan.source.files.items())},
     }
     document: JsonObject = {
@@ -43,7 +44,7 @@ def build_manifest(plan: Plan, tensors: dict[str, dict[str, str]], files: dict[s
         "plan_sha256": plan.sha256,
         "source": source,
         "tensor_bytes": plan.output_bytes,
-        "steps": [step.to_json() for step in plan.steps],
+        "steps": [_step(step) for step in plan.steps],
         "tensors": entries,
         "files": {name: files[name] for name in sorted(files)},
     }
@@ -81,3 +82,22 @@ def entry(manifest: JsonObject, section: str) -> JsonObject:
     value: Json = manifest[section]
     assert isinstance(value, dict)
     return value
+
+
+def _step(report: StepReport) -> JsonObject:
+    """A step as in the plan, and its table: the plan's hash does not cover the latter."""
+    line = report.to_json()
+    if report.table:
+        line["table"] = [list(row) for row in report.table]
+    return line
+
+
+def _module_bytes(source: Checkpoint) -> JsonObject:
+    """Tensor bytes of the source by module path, up to the first layer number."""
+    total: dict[str, int] = {}
+    for tensor in source.tensors.values():
+        path = tensor.name.rsplit(".", 1)[0].split(".")
+        numbers = [index for index, part in enumerate(path) if part.isdigit()]
+        module = ".".join(path[: numbers[0]] if numbers else path)
+        total[module] = total.get(module, 0) + tensor.size_bytes
+    return {module: total[module] for module in sorted(total)}

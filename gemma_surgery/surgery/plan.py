@@ -82,12 +82,7 @@ class Plan:
     @property
     def rankings(self) -> list[Ranking]:
         """Scores to compute from the weights before the pass, each once."""
-        wanted = (
-            ranking
-            for planned in self.tensors
-            for selection in (planned.tensor.rows, planned.tensor.columns)
-            for ranking in selection.rankings
-        )
+        wanted = (ranking for planned in self.tensors for ranking in planned.tensor.rankings)
         return list(dict.fromkeys(wanted))
 
     def seconds_by_step(

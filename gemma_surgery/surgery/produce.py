@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -17,7 +18,8 @@ from gemma_surgery.surgery.kernels import as_bytes, convert, gather_rows, gather
 from gemma_surgery.surgery.plan import PlannedTensor
 from gemma_surgery.surgery.selection import Indices, Selection
 from gemma_surgery.surgery.stream import TILE_BYTES, Buffer, Clock, Output, PartStream
-from gemma_surgery.surgery.tensor import Literal, RandomFill, SourceMatrix
+from gemma_surgery.surgery.tensor import Literal, RandomFill, RemovedInputs, SourceMatrix, Tensor
+from gemma_surgery.surgery.transform import Values
 from gemma_surgery.surgery.write_behind import WriteBehind
 
 Floats: TypeAlias = "npt.NDArray[np.uint16] | npt.NDArray[np.uint32]"
@@ -39,8 +41,10 @@ class Producer:
         writer: WriteBehind,
         resolve: Resolve,
         on_bytes: Callable[[int], None],
+        solving: threading.Lock,
     ) -> None:
         self.clock = Clock()
+        self._solving = solving
         self._stored = checkpoint.tensors
         self._files, self._resolve = files, resolve
         self._output = Output(writer, self.clock, on_bytes)
@@ -58,6 +62,10 @@ class Producer:
             streams[0].append(memoryview(tensor.origin.data))
         elif isinstance(tensor.origin, RandomFill):
             self._random(tensor.origin, planned, streams)
+        elif isinstance(tensor.origin, RemovedInputs):
+            self._removed_inputs(tensor.origin, tensor, streams)
+        elif tensor.method == "solve":
+            self._solve(tensor, tensor.origin, streams)
         elif tensor.method == "transform":
             self._transform(planned, tensor.origin, streams)
         elif tensor.method == "requantize":
@@ -136,13 +144,8 @@ class Producer:
     def _transform(self, planned: PlannedTensor, source: SourceMatrix, streams: list[PartStream]) -> None:
         tensor = planned.tensor
         assert tensor.transform is not None
-        data = [
-            as_bytes(self._tile(part, None, 0, source.rows, Buffer(part.size_bytes)))
-            for part in source.components
-        ]
-        values = np.empty((source.rows, source.columns), np.float32)
+        values = self._values(source, None, source.rows)
         float32 = Dense("F32")
-        convert(data, source.encoding, (source.rows, source.columns), None, float32, [as_bytes(values)])
         with self.clock.measure("transform"):
             result = tensor.transform.apply(values.reshape(source.shape))
         result = result.reshape(result.shape[0] if result.ndim else 1, -1)
@@ -155,6 +158,48 @@ class Producer:
         convert([as_bytes(result)], float32, (len(result), width), columns, tensor.encoding, outs)
         for out, stream in zip(outs, streams, strict=True):
             stream.append(out.data)
+
+    def _solve(self, tensor: Tensor, source: SourceMatrix, streams: list[PartStream]) -> None:
+        assert tensor.solve is not None
+        rows, columns = self._resolve(tensor.rows), self._resolve(tensor.columns)
+        # One Hessian at a time: those of a 4B model take 419 MB each, and the solver has threads of its own.
+        with self._solving:
+            values = self._values(source, rows, tensor.rows.count)
+            with self.clock.measure("solve"):
+                parts = tensor.solve.run(values, columns, tensor.encoding)
+        for part, stream in zip(parts, streams, strict=True):
+            stream.append(part.data)
+
+    def _removed_inputs(self, removed: RemovedInputs, tensor: Tensor, streams: list[PartStream]) -> None:
+        kept = self._resolve(removed.kept)
+        source = removed.matrix
+        assert kept is not None
+        gone = np.setdiff1d(np.arange(source.columns), kept)
+        total = np.zeros(source.rows)
+        tile = max(1, TILE_BYTES // max(1, *(part.row_bytes for part in source.components)))
+        for first in range(0, source.rows, tile):
+            rows = np.arange(first, min(first + tile, source.rows), dtype=np.int32)
+            lost = self._values(source, rows, len(rows))[:, gone].astype(np.float64)
+            # Column after column: the order of the additions is the same on every machine.
+            for column, mean in zip(lost.T, removed.mean[gone], strict=True):
+                total[rows] += column * mean
+        out = np.empty(tensor.size_bytes, np.uint8)
+        values = total.astype(np.float32)
+        convert([as_bytes(values)], Dense("F32"), (1, len(values)), None, tensor.encoding, [out])
+        streams[0].append(out.data)
+
+    def _values(self, source: SourceMatrix, rows: Indices | None, count: int) -> Values:
+        """Decoded rows of a source matrix, float32 `[count, columns]`, read tile by tile."""
+        values = np.empty((count, source.columns), np.float32)
+        tile = max(1, TILE_BYTES // max(1, *(part.row_bytes for part in source.components)))
+        for first in range(0, count, tile):
+            out = values[first : first + tile]
+            data = [
+                as_bytes(self._tile(part, rows, first, len(out), buffer))
+                for part, buffer in zip(source.components, self._in, strict=False)
+            ]
+            convert(data, source.encoding, out.shape, None, Dense("F32"), [as_bytes(out)])
+        return values
 
     def _random(self, fill: RandomFill, planned: PlannedTensor, streams: list[PartStream]) -> None:
         encoding = planned.tensor.encoding

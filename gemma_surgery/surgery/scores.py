@@ -93,9 +93,12 @@ def _square_sums(matrix: SourceMatrix, axis: str, plan: Plan, files: SourceFiles
 
 
 def _combine(ranking: Ranking, sums: SquareSums) -> Scores:
-    factors = [sums[name, "rows"] for name in ranking.by_row]
-    factors += [sums[name, "columns"] for name in ranking.by_column]
-    scores = np.ones_like(factors[0])
-    for factor in factors:
-        scores = scores * np.sqrt(factor)
-    return scores
+    squares = [sums[name, "rows"] for name in ranking.by_row]
+    squares += [sums[name, "columns"] for name in ranking.by_column]
+    if ranking.entries is not None:
+        # Running sums add in one order everywhere; NumPy's plain sum promises none.
+        squares = [one.reshape(ranking.entries, -1).cumsum(axis=1)[:, -1] for one in squares]
+    scores = np.ones_like(squares[0])
+    for one in squares:
+        scores = scores * np.sqrt(one)
+    return scores * np.frombuffer(ranking.factor, "<f8") if ranking.factor else scores

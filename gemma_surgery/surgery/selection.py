@@ -23,7 +23,10 @@ MAX_RUNS_IN_JSON = 32
 
 @dataclass(frozen=True)
 class TopRanked:
-    """Keep the `count` best of the current entries by `ranking`, whole blocks of `block` at a time."""
+    """Keep the `count` best of the current entries by `ranking`, whole blocks of `block` at a time.
+
+    A ranking of fewer scores than entries ranks equal runs of entries.
+    """
 
     count: int
     ranking: Ranking
@@ -86,8 +89,10 @@ class Selection:
             return None
         indices = np.arange(self.source_count, dtype=np.int32)
         for part in self.parts:
-            chosen = _top(score_of(part.ranking), indices, part) if isinstance(part, TopRanked) else part
-            indices = _compose(indices, chosen)
+            if isinstance(part, TopRanked):
+                indices = _compose(indices, _top(score_of(part.ranking), indices, part, self.source_count))
+            else:
+                indices = _compose(indices, part)
         return indices
 
     def whole_blocks(self, block: int) -> bool:
@@ -113,8 +118,9 @@ def _compose(outer: Indices, chosen: Indices) -> Indices:
     return np.where(chosen >= 0, outer[np.maximum(chosen, 0)], np.int32(-1)).astype(np.int32)
 
 
-def _top(scores: Scores, indices: Indices, part: TopRanked) -> Indices:
-    current = np.where(indices >= 0, scores[np.maximum(indices, 0)], -np.inf)
+def _top(scores: Scores, indices: Indices, part: TopRanked, source_count: int) -> Indices:
+    run = source_count // len(scores)
+    current = np.where(indices >= 0, scores[np.maximum(indices, 0) // run], -np.inf)
     blocks = current.reshape(-1, part.block).sum(axis=1)
     # A stable sort of the negated scores keeps the earlier of two equals: the same choice everywhere.
     best = np.sort(np.argsort(-blocks, kind="stable")[: part.count // part.block])

@@ -17,7 +17,9 @@ from gemma_surgery.surgery.encoding import (
     Shape,
     components,
 )
-from gemma_surgery.surgery.selection import Selection
+from gemma_surgery.surgery.ranking import Ranking
+from gemma_surgery.surgery.selection import Scores, Selection
+from gemma_surgery.surgery.solve import Solve
 from gemma_surgery.surgery.transform import Transform
 
 
@@ -83,12 +85,42 @@ class RandomFill:
         }
 
 
-Origin: TypeAlias = "SourceMatrix | Literal | RandomFill"
+@dataclass(frozen=True, eq=False)
+class RemovedInputs:
+    """What the removed columns of a matrix added on average: ``sum_j W[:, j] * mean[j]``, `[rows]`.
+
+    Source: FLAP (arXiv 2312.11983), which makes it the bias of the pruned linear.
+
+    Args:
+        matrix: W, as it is in the source.
+        mean: of the inputs over calibration samples, float64 `[columns]`.
+        kept: columns that were not removed.
+    """
+
+    matrix: SourceMatrix
+    mean: Scores
+    kept: Selection
+
+    @property
+    def shape(self) -> Shape:
+        """One value per row of the matrix."""
+        return (self.matrix.rows,)
+
+    def to_json(self) -> Json:
+        """For the plan."""
+        digest = hashlib.sha256(self.mean.astype("<f8").tobytes()).hexdigest()
+        return {"removed_columns_of": self.matrix.name, "kept": self.kept.to_json(), "mean_sha256": digest}
+
+
+Origin: TypeAlias = "SourceMatrix | Literal | RandomFill | RemovedInputs"
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A logical tensor of the output: origin, then transform, then rows and columns, then encoding."""
+    """A logical tensor of the output: origin, then transform, then rows and columns, then encoding.
+
+    With a `solve`, columns and encoding are applied by it.
+    """
 
     name: str
     origin: Origin
@@ -96,6 +128,7 @@ class Tensor:
     rows: Selection
     columns: Selection
     transform: Transform | None = None
+    solve: Solve | None = None
 
     @classmethod
     def of_source(cls, source: SourceMatrix) -> Tensor:
@@ -104,7 +137,7 @@ class Tensor:
         return cls(source.name, source, source.encoding, *whole)
 
     @classmethod
-    def of_values(cls, name: str, origin: Literal | RandomFill, encoding: Encoding) -> Tensor:
+    def of_values(cls, name: str, origin: Literal | RandomFill | RemovedInputs, encoding: Encoding) -> Tensor:
         """A new tensor that has no source."""
         rows, columns = (origin.shape[0] if origin.shape else 1), math.prod(origin.shape[1:])
         return cls(name, origin, encoding, Selection(rows), Selection(columns))
@@ -136,6 +169,10 @@ class Tensor:
             return "literal"
         if isinstance(self.origin, RandomFill):
             return "random"
+        if isinstance(self.origin, RemovedInputs):
+            return "removed_inputs"
+        if self.solve is not None:
+            return "solve"
         if self.transform is not None:
             return "transform"
         if self.encoding != self.origin.encoding:
@@ -153,7 +190,15 @@ class Tensor:
         if method == "transform":
             same = isinstance(self.origin, SourceMatrix) and self.origin.encoding == self.encoding
             return self.transform is not None and self.transform.lossless and same
-        return method != "requantize"
+        return method not in ("requantize", "solve", "removed_inputs")
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        """What has to be computed from weights before the tensor can be produced."""
+        wanted = [*self.rows.rankings, *self.columns.rankings]
+        if isinstance(self.origin, RemovedInputs):
+            wanted += self.origin.kept.rankings
+        return wanted
 
     def with_transform(self, transform: Transform) -> Tensor:
         """Replace the values by `transform` of the untouched source."""
@@ -182,6 +227,8 @@ class Tensor:
             line["scale_dtype"] = self.encoding.scale_dtype
         if self.transform is not None:
             line["transform"] = self.transform.to_json()
+        if self.solve is not None:
+            line["solve"] = self.solve.to_json()
         if not self.rows.is_whole:
             line["rows"] = self.rows.to_json()
         if not self.columns.is_whole:

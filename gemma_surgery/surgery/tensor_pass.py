@@ -20,6 +20,8 @@ from gemma_surgery.surgery.write_behind import Sink, WriteBehind
 
 # Neighbouring tensors that one worker produces in one go: what a crash can lose.
 BATCH_BYTES = 24 << 20
+# Methods that keep the processor busy.
+COMPUTED = ("requantize", "solve")
 
 Hashes = dict[str, dict[str, str]]
 
@@ -65,11 +67,13 @@ class TensorPass:
     def _jobs(
         self, tensors: list[PlannedTensor], writer: WriteBehind, clocks: list[dict[str, float]]
     ) -> list[Callable[[], None]]:
-        own = threading.local()
+        own, solving = threading.local(), threading.Lock()
 
         def job(batch: list[PlannedTensor]) -> None:
             if not hasattr(own, "producer"):
-                own.producer = Producer(self.plan.source, self.files, writer, self._resolve, self.on_bytes)
+                own.producer = Producer(
+                    self.plan.source, self.files, writer, self._resolve, self.on_bytes, solving
+                )
                 clocks.append(own.producer.clock.seconds)
             producer: Producer = own.producer
             done: Hashes = {}
@@ -111,7 +115,7 @@ def _interleaved(batches: list[list[PlannedTensor]]) -> list[list[PlannedTensor]
     """Batches that compute spread evenly among those that only copy: processor and disk are busy together."""
     kinds: dict[bool, list[list[PlannedTensor]]] = {False: [], True: []}
     for batch in batches:
-        kinds[any(planned.tensor.method == "requantize" for planned in batch)].append(batch)
+        kinds[any(planned.tensor.method in COMPUTED for planned in batch)].append(batch)
     placed = [
         ((index + 0.5) / len(kind), batch) for kind in kinds.values() for index, batch in enumerate(kind)
     ]

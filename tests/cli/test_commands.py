@@ -49,7 +49,7 @@ def test_compress_verify_and_inspect_from_the_shell(tiny: Path, tmp_path: Path) 
     assert weights < result["written_bytes"] < weights + 10_000_000
 
     verdict = last_json(run("verify", target, "--against", tiny, "--json"))
-    assert verdict == {"ok": True, "tensors": 260, "problems": []}
+    assert verdict == {"ok": True, "tensors": 260, "problems": [], "notes": []}
     anatomy = last_json(run("inspect", target, "--json"))
     assert anatomy["total_bytes"] == planned["output_bytes"]
     assert sum(part["size_bytes"] for part in anatomy["components"]) == anatomy["total_bytes"]

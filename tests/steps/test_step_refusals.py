@@ -9,7 +9,6 @@ import pytest
 from compressing import compress_steps, plan_steps, read_json
 from independent import read_all
 
-from gemma_surgery.calibration.profile import ACTIVATION, FINGERPRINT_KEY, write_profile
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.steps.prune_neurons import remaining_width
@@ -88,9 +87,9 @@ TO_REFUSE = {
         "8 decoder layers at this point",
     ),
     "scores by a profile that is not given": (
-        '[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\nscores = "profile"',
-        "need `profile`",
-        "",
+        '[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\nscores = "activation"',
+        'need `profile` for `scores = "activation"`, got none',
+        "gemma-surgery profile",
     ),
     "neurons pruned twice by scores": (
         '[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\n' * 2,
@@ -215,53 +214,6 @@ def test_a_head_of_scales_and_biases_alone_is_compared_and_dropped(
 )
 def test_equation_18(width: int, alive: int, ratio: float, expected: int) -> None:
     assert remaining_width(width, alive, ratio, 64) == expected
-
-
-def write_activations(path: Path, fingerprint: str, values: dict[str, np.ndarray]) -> None:
-    named = {f"{prefix}{ACTIVATION}": array for prefix, array in values.items()}
-    write_profile(path, {FINGERPRINT_KEY: fingerprint}, named)
-
-
-def test_neurons_are_chosen_by_the_activations_of_a_profile(tiny: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    activations = {
-        f"language_model.model.layers.{layer}.mlp.": rng.uniform(0, 1, 512).astype(np.float32)
-        for layer in range(8)
-    }
-    activations["language_model.model.layers.3.mlp."][:] = 0.6
-    profile = tmp_path / "profile.safetensors"
-    write_activations(profile, open_checkpoint(tiny).fingerprint, activations)
-    toml = f'[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\nprofile = "{profile}"'
-    output = compress_steps(tiny, tmp_path, toml)
-    before, after = read_all(tiny), read_all(output)
-    widths = read_json(output / "config.json")["text_config"]["per_layer_intermediate_sizes"]
-    assert widths[:4] == [512, 512, 384, 512]
-    for layer, values in (
-        (layer, activations[f"language_model.model.layers.{layer}.mlp."]) for layer in (2, 4)
-    ):
-        kept = np.sort(np.argsort(-values, kind="stable")[: widths[layer]])
-        name = f"language_model.model.layers.{layer}.mlp.gate_proj.weight"
-        assert np.array_equal(after[name].rows, before[name].rows[kept])
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda values: values, "need a profile of checkpoint"),
-        (lambda values: -values, "at least 0"),
-        (lambda values: values * np.nan, "finite"),
-        (lambda values: values[:100], "need 512 values"),
-    ],
-)
-def test_a_profile_that_does_not_fit_is_refused(tiny: Path, tmp_path: Path, edit, message: str) -> None:
-    own = open_checkpoint(tiny).fingerprint if message != "need a profile of checkpoint" else "0" * 64
-    values = {f"language_model.model.layers.{i}.mlp.": edit(np.ones(512, np.float32)) for i in range(8)}
-    profile = tmp_path / "profile.safetensors"
-    write_activations(profile, own, values)
-    with pytest.raises(SurgeryError, match=message):
-        plan_steps(
-            tiny, tmp_path, f'[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\nprofile = "{profile}"'
-        )
 
 
 def test_whole_groups_of_neurons_move_without_requantizing(tiny: Path, tmp_path: Path) -> None:
