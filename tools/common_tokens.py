@@ -1,6 +1,6 @@
 """Write how often each token of Gemma 3 occurs in the built-in passages: what a vocabulary must not lack.
 
-    python tools/common_tokens.py path/to/tokenizer.json > gemma_surgery/steps/common_tokens.json
+Printed as JSON for `gemma_surgery/steps/common_tokens.json`: python tools/common_tokens.py TOKENIZER
 """
 
 from __future__ import annotations

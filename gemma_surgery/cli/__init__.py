@@ -18,6 +18,8 @@ from gemma_surgery.cli import (
     inspect,
     plan,
     profile,
+    report,
+    search,
     synth,
     verify,
 )
@@ -38,6 +40,8 @@ for module in (
     verify,
     profile,
     evaluate,
+    search,
+    report,
     generate,
     chat,
     bench,

@@ -27,7 +27,9 @@ Data = Annotated[
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="A folder of images to show besides.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use the first so many; default: all.")]
-MaxTokens = Annotated[int, typer.Option(min=2, help="Tokens per sample at most.")]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", "-m", min=2, help="Tokens per sample at most; images are not cut.")
+]
 Hessians = Annotated[
     bool,
     typer.Option(
@@ -68,7 +70,7 @@ def command(
     Started by `mlx.launch` on several machines, each takes its share of the samples.
     """
     from gemma_surgery.calibration.measure import Request, make_profile
-    from gemma_surgery.calibration.passages import built_in_passages, passages_sha256, read_passages
+    from gemma_surgery.calibration.passages import calibration_passages, passages_sha256, read_passages
     from gemma_surgery.calibration.profile import read_profile
     from gemma_surgery.calibration.ranks import launched_ranks
     from gemma_surgery.calibration.samples import make_samples
@@ -77,12 +79,16 @@ def command(
     from gemma_surgery.generation.tokenizer import Tokenizer
     from gemma_surgery.models.gemma3.config import read_model_config
 
-    ranks = launched_ranks()
     if output.exists() and not overwrite:
         raise SurgeryError(
             "profile", f"need a new file, got `{output}` which exists", "choose another, or add `--overwrite`"
         )
-    passages: list[Passage] = list(built_in_passages() if calibration is None else read_passages(calibration))
+    if heatmap is not None:
+        _check_picture(heatmap)
+    ranks = launched_ranks()
+    passages: list[Passage] = list(
+        calibration_passages() if calibration is None else read_passages(calibration)
+    )
     if samples is not None:
         passages = passages[:samples]
     passages += [] if images is None else read_passages(images)
@@ -189,6 +195,14 @@ def _print(
     resumed = f"; {times.resumed_layers} layers were there already" if times.resumed_layers else ""
     out().print(f"{spent}{resumed}")
     out().print(f"written: {profile.path}")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse before the hours are spent what could not be written after them."""
+    if path.suffix.lower() != ".png":
+        raise SurgeryError("profile", f"need a name that ends in `.png` for the heatmap, got `{path}`")
+    if not path.parent.is_dir():
+        raise SurgeryError("profile", f"need a folder `{path.parent}` for the heatmap, got none")
 
 
 def _draw(profile: Profile, family: Gemma3, threshold: float, path: Path) -> None:

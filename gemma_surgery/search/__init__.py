@@ -1,0 +1,1 @@
+"""Finding the recipe that costs least under a budget."""

@@ -1,0 +1,196 @@
+"""The demo model after `mobile`, and files of figures to report on: real ones, and made-up ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compressing import SCALED, plan_recipe
+from report_pages import Page
+
+from gemma_surgery.calibration.passages import Passage
+from gemma_surgery.calibration.profile import FINGERPRINT_KEY, TOKENS_KEY, write_profile
+from gemma_surgery.checkpoint.model_folder import open_checkpoint
+from gemma_surgery.cli import main
+from gemma_surgery.demo_model import demo_model_path
+from gemma_surgery.demo_model.scenes import random_scene, render
+from gemma_surgery.demo_model.tasks import ENGLISH_KINDS, random_task
+from gemma_surgery.quality.evaluation import evaluate
+from gemma_surgery.report.collect import Files, collect
+from gemma_surgery.report.page import render_page
+from gemma_surgery.surgery.executor import execute
+
+NUM_LAYERS, WIDTH = 8, 512
+
+Run = Callable[..., tuple[int, str, str]]
+Report = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def original() -> Path:
+    return demo_model_path("bf16")
+
+
+@pytest.fixture(scope="session")
+def mobile(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("reported") / "mobile"
+    execute(plan_recipe(original, "mobile", SCALED), target)
+    return target
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run(*arguments)`: exit code, stdout and stderr of `gemma-surgery`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gemma-surgery", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def report(run: Run, mobile: Path, tmp_path: Path) -> Report:
+    """`report(*options)`: the page about the compressed demo model."""
+
+    def report(*options: object, folder: Path = mobile) -> Page:
+        path = tmp_path / "page.html"
+        code, _, err = run("report", folder, "-o", path, "--quiet", *options)
+        assert code == 0, err
+        return Page(path)
+
+    return report
+
+
+@pytest.fixture(scope="session")
+def evaluation(mobile: Path, original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `eval --json` says of the compressed demo model."""
+    rng = random.Random(1)
+    tasks = [random_task(rng, kind, split="held_out") for kind in ENGLISH_KINDS]
+    passages = tuple(Passage(task.kind, task.prompt, task.answer) for task in tasks)
+    path = tmp_path_factory.mktemp("evaluation") / "eval.json"
+    path.write_text(json.dumps(evaluate(mobile, original, passages, skip=("tasks",)).to_json()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def step_evaluations(evaluation: Path) -> list[Path]:
+    """The same as if it had been measured after two steps, with figures that stand out."""
+    paths = []
+    for index, (step, mean) in enumerate((("drop_layers", 0.0123), ("prune_neurons", 0.0456))):
+        document = json.loads(evaluation.read_text())
+        document |= {"step": step, "mean_kld": mean, "kld_stderr": mean / 10}
+        document["impossible_forms"] = ["I's"] if index else []
+        path = evaluation.with_name(f"step{index}.json")
+        path.write_text(json.dumps(document))
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def activations() -> np.ndarray:
+    """Made-up mean activations `[L, F]`, most active first."""
+    values = np.random.default_rng(0).lognormal(-1, 1, (NUM_LAYERS, WIDTH))
+    return np.sort(values, axis=1)[:, ::-1].astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def profile(original: Path, activations: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(1)
+    prefix = "language_model.model.layers."
+    statistics: dict[str, np.ndarray] = {}
+    for layer, values in enumerate(activations):
+        statistics[f"{prefix}{layer}.mlp.mean_abs_activation"] = rng.permutation(values)
+        statistics[f"{prefix}{layer}.block_influence"] = np.array([0.01 * (layer + 1)], np.float32)
+    path = tmp_path_factory.mktemp("profile") / "profile.safetensors"
+    metadata = {FINGERPRINT_KEY: open_checkpoint(original).fingerprint, TOKENS_KEY: "4321"}
+    write_profile(path, metadata, statistics)
+    return path
+
+
+@pytest.fixture(scope="session")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    points = [
+        {"bytes": 200_000 + 50_000 * i, "kl": 0.5 / (i + 1) ** 2, "label": f"recipe {i}", "pareto": True}
+        for i in range(5)
+    ]
+    points.append({"bytes": 390_000, "kl": 0.31, "label": "beaten", "pareto": False})
+    sensitivity = [
+        {"step": "quantize", "layer": layer, "width": 4, "kl": 0.001 * (layer + 1), "bytes": 1000}
+        for layer in range(NUM_LAYERS)
+    ]
+    sensitivity.append({"step": "reduce_resolution", "layer": None, "width": None, "kl": 0.02, "bytes": None})
+    path = tmp_path_factory.mktemp("search") / "search.json"
+    points[3] |= {"best": True, "kl_stderr": 0.001}
+    dropped = {"step": "drop_layers", "layer": None, "dropped": 2, "width": None, "kl": -0.003, "bytes": 5}
+    document = {"points": points, "sensitivity": [*sensitivity, dropped], "base_kl": 0.011}
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows in the form of `bench --json`."""
+    shared = {
+        "images": 0, "prompt_tokens": 256, "generation_tokens": 32, "num_trials": 5, "vision_seconds": 0.0,
+        "bandwidth_fraction": 0.5,
+    }  # fmt: skip
+    rows = [
+        {
+            **shared, "model": "mobile", "prompt_tps": 900.0, "generation_tps": 321.0, "against": "bf16",
+            "generation_tps_min": 300.0, "generation_tps_max": 333.0, "peak_memory_bytes": 7_770_000,
+            "bytes_per_token": 1_110_000, "ratios": {"generation_tps": 1.5, "prompt_tps": 1.2},
+        },
+        {
+            **shared, "model": "bf16", "prompt_tps": 750.0, "generation_tps": 214.0,
+            "peak_memory_bytes": 9_990_000, "bytes_per_token": 4_440_000,
+        },
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = random.Random(2)
+    for index in range(2):
+        render(random_scene(rng, split="held_out")).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("Reverse the list: street, near, flower\n\nWhat is the first word? far, dog\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_page(
+    mobile: Path, original: Path, evaluation: Path, step_evaluations: list[Path], profile: Path, search: Path,
+    bench: Path, scenes: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory,
+) -> Page:  # fmt: skip
+    """A page with all there is."""
+    files = Files(
+        mobile,
+        evaluations=(*step_evaluations, evaluation),
+        profile=profile,
+        search=search,
+        benches=(bench,),
+        reference=str(original),
+        prompts=prompts,
+        images=scenes,
+    )
+    path = tmp_path_factory.mktemp("page") / "full page.html"
+    path.write_text(render_page(collect(files)), "utf-8")
+    return Page(path)
