@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from gemma_surgery.calibration import profile
 from gemma_surgery.calibration.activations import Activations
 from gemma_surgery.calibration.ranks import Ranks
 from gemma_surgery.calibration.samples import Sample
-from gemma_surgery.calibration.statistics import LayerStatistics
+from gemma_surgery.calibration.statistics import LayerStatistics, Places
 from gemma_surgery.calibration.stream import SPILL_BYTES, LayerStream
-from gemma_surgery.checkpoint.header import encode_header
-from gemma_surgery.checkpoint.json_types import os_reason
+from gemma_surgery.calibration.unfinished import Entry, UnfinishedProfile
 from gemma_surgery.checkpoint.model_folder import Checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.gemma3 import Gemma3
-from gemma_surgery.surgery.pool import Progress
+from gemma_surgery.models.gemma3.config import ModelConfig
+from gemma_surgery.surgery.pool import Progress, Silent
 
 # Bytes of states are copied to disk after a layer only when it took longer than this since the last copy.
 SAVE_SECONDS = 20.0
@@ -67,8 +65,8 @@ def make_profile(
 ) -> Times:
     """Measure a checkpoint and write its profile.
 
-    The file appears when everything is in it. Until then it is a hidden neighbour, with the journal and the
-    hidden states from which `resume` continues.
+    The file appears when everything is in it. Until then it is a hidden neighbour, beside the hidden states
+    that `resume` continues from.
 
     Args:
         checkpoint: opened whole if samples show images.
@@ -79,14 +77,18 @@ def make_profile(
         progress: told of this rank's tokens times layers.
 
     Raises:
-        SurgeryError: no sample for a rank, a file cannot be written, or the run to resume was another one.
+        SurgeryError: no sample for a rank, ranks that differ, a pattern without a layer, a file that cannot
+            be written, or another run to resume.
     """
     ranks = ranks or Ranks()
-    own = list(samples[ranks.rank :: ranks.size])
-    if not own:
+    if len(samples) < ranks.size:
+        # All ranks notice, and none is to be missed by the others.
+        ranks.finish()
         raise SurgeryError(
             "profile", f"need at least one sample per rank, got {len(samples)} for {ranks.size} ranks"
         )
+    own = list(samples[ranks.rank :: ranks.size])
+    progress = progress or Silent()
     stream = LayerStream(checkpoint, spill_bytes=request.spill_bytes, progress=progress)
     family = Gemma3(checkpoint.config)
     has_images = any(sample.pixels is not None for sample in samples)
@@ -97,41 +99,75 @@ def make_profile(
         "samples": str(len(samples)),
     }
     entries = _entries(family, has_images, request.hessians)
-    identity = _identity(metadata, entries, samples, ranks)
+    identity = _identity(metadata, entries, samples)
+    if not ranks.agree(int(identity[:12], 16)):
+        ranks.finish()
+        raise SurgeryError(
+            "profile", "need the same checkpoint, data and options on every rank, got different ones"
+        )
     times = Times()
-    with _Work(path, entries, metadata, identity, ranks.rank) as work:
-        observer = LayerStatistics(ranks, lambda linear: _matches(linear, request.hessians), work.put)
-        begin = perf_counter()
-        states = work.resumed(own, stream, request) if request.resume else None
-        start = 0 if states is None else work.layers_done
-        if not ranks.agree(start):
-            # One of them died while they were saving: together they can only begin again.
-            states, start = None, 0
-        times.resumed_layers = start
-        if states is None:
-            states = stream.embed(own, observer)
-            times.seconds["embeddings and vision"] = perf_counter() - begin
-        begin = saved = perf_counter()
-        for index in range(start, family.num_layers):
-            stream.layer(index, own, states, observer)
-            if ranks.any(perf_counter() - saved > SAVE_SECONDS):
-                work.save(index + 1, states)
-                saved = perf_counter()
-        times.seconds["decoder layers"] = perf_counter() - begin
-        states.close()
-        work.commit()
+    run = f"{identity} rank {ranks.rank} of {ranks.size}"
+    try:
+        with UnfinishedProfile(path, entries, metadata, run, ranks.rank) as work:
+            wants_hessian = partial(_matches, patterns=request.hessians)
+            observer = LayerStatistics(ranks, wants_hessian, work.put, _places(own, ranks, stream.config))
+            begin = perf_counter()
+            states, start = _resumed(work, own, stream, request) if request.resume else (None, 0)
+            # Where one of them died while they were saving, together they can only begin again.
+            if not ranks.agree(start) or states is None:
+                start = 0
+                work.begin()
+                states = stream.embed(own, observer, has_images)
+                times.seconds["embeddings and vision"] = perf_counter() - begin
+            else:
+                progress.begin(sum(len(sample.tokens) for sample in own) * (family.num_layers - start))
+            times.resumed_layers = start
+            begin = saved = perf_counter()
+            for index in range(start, family.num_layers):
+                stream.layer(index, own, states, observer)
+                if ranks.any(perf_counter() - saved > SAVE_SECONDS):
+                    work.save(index + 1, states)
+                    saved = perf_counter()
+            times.seconds["decoder layers"] = perf_counter() - begin
+            states.close()
+            work.commit()
+    finally:
+        progress.finish()
     # Whoever started the ranks may look for the file when the first of them ends.
     ranks.finish()
     return times
+
+
+def _resumed(
+    work: UnfinishedProfile, samples: Sequence[Sample], stream: LayerStream, request: Request
+) -> tuple[Activations | None, int]:
+    """The states behind the last saved layer and how many layers are done; None and 0 where nothing is."""
+    lengths = [len(sample.tokens) for sample in samples]
+    states = Activations(lengths, stream.config.text.hidden_size, request.spill_bytes)
+    start = work.resume(states)
+    if start == 0:
+        states.close()
+        return None, 0
+    return states, start
+
+
+def _places(own: Sequence[Sample], ranks: Ranks, config: ModelConfig) -> Places:
+    """Where this rank's samples, and the images that they show, stand among those of all ranks."""
+    text = [float(ranks.rank + ranks.size * index) for index in range(len(own))]
+    images: list[float] = []
+    for place, sample in zip(text, own, strict=True):
+        if sample.pixels is not None and config.vision is not None:
+            tokens = np.count_nonzero(sample.tokens == config.image_token_id)
+            # Images of one sample are on one rank and stay in order there.
+            images += [place] * (int(tokens) // config.vision.tokens_per_image)
+    return {"text": text, "vision": images}
 
 
 def _matches(linear: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(linear, pattern) for pattern in patterns)
 
 
-def _entries(
-    family: Gemma3, has_images: bool, hessians: Sequence[str]
-) -> list[tuple[str, str, tuple[int, ...]]]:
+def _entries(family: Gemma3, has_images: bool, hessians: Sequence[str]) -> list[Entry]:
     """Name, dtype and shape of every statistic, in the order of layers."""
     layers = []
     attention_width = family.text("num_attention_heads") * family.text("head_dim")
@@ -144,7 +180,8 @@ def _entries(
         heads = family.vision("num_attention_heads")
         for index in range(family.vision("num_hidden_layers")):
             layers.append((family.vision_layer_prefix(index), width, heads, linears))
-    entries: list[tuple[str, str, tuple[int, ...]]] = []
+    entries: list[Entry] = []
+    listened: list[str] = []
     for prefix, width, heads, linears in layers:
         entries += [
             (f"{prefix}{profile.INFLUENCE}", "F32", (1,)),
@@ -153,6 +190,7 @@ def _entries(
         ]
         for name, columns in linears.items():
             linear = prefix + name
+            listened.append(linear)
             entries += [
                 (f"{linear}.{profile.INPUT_MEAN}", "F32", (columns,)),
                 (f"{linear}.{profile.FLUCTUATION}", "F32", (columns,)),
@@ -162,139 +200,21 @@ def _entries(
                     (f"{linear}.{profile.DIAGONAL}", "F32", (columns,)),
                     (f"{linear}.{profile.CORRELATION}", "I16", (columns * (columns - 1) // 2,)),
                 ]
+    for pattern in hessians:
+        if not any(_matches(linear, [pattern]) for linear in listened):
+            kinds = ", ".join(sorted({f"`*.{'.'.join(linear.split('.')[-2:])}`" for linear in listened}))
+            raise SurgeryError(
+                "profile", f"need a layer whose inputs are looked at ({kinds}), got none by `{pattern}`"
+            )
     return entries
 
 
 def _identity(
     metadata: dict[str, str],
-    entries: list[tuple[str, str, tuple[int, ...]]],
+    entries: list[Entry],
     samples: Sequence[Sample],
-    ranks: Ranks,
 ) -> str:
-    digest = hashlib.sha256(json.dumps([metadata, entries, ranks.rank, ranks.size], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([metadata, entries], sort_keys=True).encode())
     for sample in samples:
         digest.update(sample.tokens.tobytes())
     return digest.hexdigest()
-
-
-class _Work:
-    """The unfinished profile `.NAME.partial`, its journal and the hidden states to go on from.
-
-    Only rank 0 keeps statistics; each rank keeps its own states.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        entries: list[tuple[str, str, tuple[int, ...]]],
-        metadata: dict[str, str],
-        identity: str,
-        rank: int,
-    ) -> None:
-        header, starts = encode_header(entries, metadata)
-        self._path, self._identity, self._writes = path, identity, rank == 0
-        self._header = header
-        self._places = {name: start for (name, _, _), start in zip(entries, starts, strict=True)}
-        self._sizes = {name: shape[0] for name, _, shape in entries}
-        suffix = "" if rank == 0 else f".{rank}"
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._journal = path.with_name(f".{path.name}.journal{suffix}")
-        self._states = path.with_name(f".{path.name}.states{suffix}")
-        self._file: BinaryIO | None = None
-        self.layers_done = 0
-
-    def __enter__(self) -> _Work:
-        if not self._path.parent.is_dir():
-            raise SurgeryError("profile", f"need a folder `{self._path.parent}` for the profile, got none")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def put(self, name: str, values: npt.NDArray[np.generic]) -> None:
-        """Write one statistic to its place."""
-        if not self._writes:
-            return
-        assert values.shape == (self._sizes[name],), name
-
-        def write() -> None:
-            if self._file is None:
-                self._file = self._partial.open("wb")
-                self._file.write(self._header)
-            self._file.seek(self._places[name])
-            self._file.write(np.ascontiguousarray(values).tobytes())
-
-        self._try(write)
-
-    def save(self, layers_done: int, states: Activations) -> None:
-        """Make `layers_done` the place to go on from."""
-
-        def write() -> None:
-            if self._file is not None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            temporary = self._states.with_name(self._states.name + ".tmp")
-            with temporary.open("wb") as file:
-                states.all.tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._states)
-            line = json.dumps({"identity": self._identity, "layers_done": layers_done})
-            written = self._journal.with_name(self._journal.name + ".tmp")
-            written.write_text(line + "\n", "utf-8")
-            written.replace(self._journal)
-
-        self._try(write)
-
-    def resumed(self, samples: Sequence[Sample], stream: LayerStream, request: Request) -> Activations | None:
-        """The states behind the last saved layer, or None when there is nothing to resume."""
-        try:
-            document = json.loads(self._journal.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(document, dict) or document.get("identity") != self._identity:
-            raise SurgeryError(
-                "profile",
-                f"need the run that was interrupted, got another checkpoint, data or options than in "
-                f"`{self._journal.name}`",
-                "repeat the interrupted command with `--resume`, or leave `--resume` out to start anew",
-            )
-        lengths = [len(sample.tokens) for sample in samples]
-        states = Activations(lengths, stream.config.text.hidden_size, request.spill_bytes)
-        try:
-            saved = np.fromfile(self._states, np.float32)
-            if self._writes:
-                self._file = self._partial.open("r+b")
-        except OSError as error:
-            raise SurgeryError("profile", f"cannot resume: {error.filename}: {os_reason(error)}") from None
-        if saved.size != states.all.size:
-            raise SurgeryError(
-                "profile",
-                f"need {states.all.size} saved values to resume, got {saved.size} in `{self._states.name}`",
-            )
-        states.all[:] = saved.reshape(states.all.shape)
-        self.layers_done = int(document["layers_done"])
-        return states
-
-    def commit(self) -> None:
-        """Let the finished file appear and remove everything else."""
-
-        def write() -> None:
-            if self._writes:
-                assert self._file is not None
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                self._file = None
-                self._partial.replace(self._path)
-            for left in (self._journal, self._states):
-                left.unlink(missing_ok=True)
-
-        self._try(write)
-
-    def _try(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise SurgeryError("profile", f"cannot write `{self._path}`: {os_reason(error)}") from None

@@ -116,7 +116,7 @@ class Profile:
                 "profile with `--hessians`",
             )
         diagonal = self._not_negative(f"{linear}.{DIAGONAL}", width)
-        packed = self._read(f"{linear}.{CORRELATION}", width * (width - 1) // 2)
+        packed = self._read(f"{linear}.{CORRELATION}", width * (width - 1) // 2, "I16")
         root = np.sqrt(diagonal).astype(np.float32)
         hessian = np.empty((width, width), np.float32)
         start = 0
@@ -143,14 +143,14 @@ class Profile:
         return values
 
     def _vector(self, name: str, size: int) -> Floats:
-        values = self._read(name, size).astype(np.float64)
+        values = self._read(name, size, "F32").astype(np.float64)
         if not np.isfinite(values).all():
             _refuse(f"need finite values, got others in `{name}` of `{self.path.name}`")
         return values
 
-    def _read(self, name: str, size: int) -> npt.NDArray[np.generic]:
+    def _read(self, name: str, size: int, dtype: str) -> npt.NDArray[np.generic]:
         info = self.header.tensors.get(name)
-        if info is None or info.shape != (size,) or info.dtype not in DTYPES:
+        if info is None or info.shape != (size,) or info.dtype != dtype:
             got = "nothing" if info is None else f"{info.dtype} {list(info.shape)}"
             _refuse(f"need {size} values under `{name}`, got {got} in `{self.path.name}`")
         try:
@@ -161,7 +161,7 @@ class Profile:
             _refuse(f"cannot read `{self.path}`: {os_reason(error)}")
         if len(data) != info.size_bytes:
             _refuse(f"need {info.size_bytes:,} bytes of `{name}`, got {len(data):,} from `{self.path.name}`")
-        return np.frombuffer(data, DTYPES[info.dtype])
+        return np.frombuffer(data, DTYPES[dtype])
 
 
 def read_profile(path: Path, fingerprint: str) -> Profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_surgery.calibration.rank_watch import RankWatch, alarm, ring_host
+from gemma_surgery.errors import SurgeryError
 
 Values: TypeAlias = "npt.NDArray[np.float64]"
 
@@ -57,7 +59,9 @@ class Ranks:
 
     def agree(self, number: int) -> bool:
         """Whether all ranks have the same number."""
-        numbers = self.gather(np.asarray([[float(number)]]))
+        if self._group is None:
+            return True
+        numbers = self._all_gather(np.asarray([[float(number)]]), 1)
         return bool((numbers == numbers[0]).all())
 
     def sum_large(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -70,16 +74,24 @@ class Ranks:
             piece[:] = np.asarray(mx.distributed.all_sum(mx.array(piece), group=self._group))
         return values
 
-    def gather(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """Rows `[n, F]` of each rank, one per own sample, as `[sum of n, F]` in the order of samples."""
+    def gather(self, rows: npt.NDArray[np.floating], places: Sequence[float]) -> npt.NDArray[np.floating]:
+        """Rows of all ranks in order.
+
+        Args:
+            rows: this rank's, `[n, F]`; n may differ from rank to rank and be zero.
+            places: of these rows among all, `[n]`; where two rows of one rank share one, they stay in order.
+
+        Returns:
+            float64 `[sum of n, F]`, the same on all ranks.
+        """
         if self._group is None:
             return rows
         counts = self._all_gather(np.asarray([[float(len(rows))]]), 1)[:, 0].astype(int)
-        most = int(counts.max())
-        gathered = self._all_gather(rows, most).reshape(self.size, most, rows.shape[1])
-        # Rank 0 has samples 0, size, ...: by place, then by rank.
-        owners = [(place, rank) for place in range(most) for rank in range(self.size) if place < counts[rank]]
-        return np.stack([gathered[rank, place] for place, rank in owners])
+        keyed = np.column_stack([np.asarray(places, np.float64), rows])
+        gathered = self._all_gather(keyed, int(counts.max())).reshape(self.size, -1, keyed.shape[1])
+        kept = np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])
+        ordered: Values = kept[np.argsort(kept[:, 0], kind="stable"), 1:]
+        return ordered
 
     def _largest(self, number: int) -> int:
         return int(self._all_gather(np.asarray([[float(number)]]), 1).max())
@@ -99,4 +111,7 @@ def launched_ranks() -> Ranks:
     if not any(name in os.environ for name in LAUNCH_VARIABLES):
         return Ranks()
     with alarm(MEET_SECONDS, "need all ranks to meet, but not all came"):
-        return Ranks(mx.distributed.init(strict=True))
+        try:
+            return Ranks(mx.distributed.init(strict=True))
+        except RuntimeError as error:
+            raise SurgeryError("ranks", f"cannot meet the other ranks: {error}") from None

@@ -112,12 +112,22 @@ class LayerStream:
         self.normalize(states)
         return states
 
-    def embed(self, samples: Sequence[Sample], observer: Observer | None = None) -> Activations:
-        """What enters the first layer: scaled embeddings and image tokens, the tower run for the latter."""
+    def embed(
+        self, samples: Sequence[Sample], observer: Observer | None = None, has_images: bool = False
+    ) -> Activations:
+        """What enters the first layer: scaled embeddings and image tokens, the tower run for the latter.
+
+        Args:
+            samples: at least one.
+            observer: of the tower's layers.
+            has_images: the observer sees these layers even if no sample here shows an image.
+        """
         shown = [index for index, sample in enumerate(samples) if sample.pixels is not None]
         lengths = [len(sample.tokens) for sample in samples]
         self._progress.begin(sum(lengths) * self.config.text.num_layers)
-        images = self._images([samples[index] for index in shown], observer) if shown else []
+        images: list[mx.array] = []
+        if shown or has_images:
+            images = self._images([samples[index] for index in shown], observer)
         states = Activations(lengths, self.config.text.hidden_size, self._spill_bytes)
         distinct = np.unique(np.concatenate([sample.tokens for sample in samples]))
         token_map = read_token_map(self._weights, self._family)
@@ -194,7 +204,8 @@ class LayerStream:
             self._pass(site, layer, partial(_run_alone, layer), states, observer)
         norm = LayerNorm(self._weights, f"{VISION}post_layernorm", config.norm_eps)
         projector = Projector(self._weights, config)
-        tokens = [projector(norm(mx.array(states[index])[None]))[0] for index in range(len(states))]
+        patches = (mx.array(states[index])[None].astype(self._dtype) for index in range(len(states)))
+        tokens = [projector(norm(x))[0] for x in patches]
         mx.eval(tokens)
         states.close()
         ends = np.cumsum(counts)

@@ -78,7 +78,10 @@ def test_it_can_be_left_out_and_the_others_stay(source, referee, tmp_path) -> No
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ('step = "prune_vocabulary"\nkeep = ["special", "typographic"]\nfile = "{file}"', "the vocabulary is too small: "),
+        (
+            'step = "prune_vocabulary"\nkeep = ["special", "typographic"]\nfile = "{file}"',
+            "the vocabulary is too small: ",
+        ),
         ('step = "drop_vision_layers"\nlayers = [1]', "1 of 3 vision layers are removed"),
         ('step = "reduce_resolution"\nimage_size = 112', "the resolution is too small: 112 of 224 pixels"),
     ],
