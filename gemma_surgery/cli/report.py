@@ -56,10 +56,11 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Write one self-contained HTML page about an output folder, and its model card."""
+    from gemma_surgery.checkpoint.whole_file import write_whole
     from gemma_surgery.report.card import check_card, render_card, write_card
     from gemma_surgery.report.collect import Files, collect
     from gemma_surgery.report.page import render_page
-    from gemma_surgery.report.writing import check_page, write_text
+    from gemma_surgery.report.writing import check_page
 
     if reference is None and (prompts is not None or images is not None):
         given = "--prompts" if prompts is not None else "--images"
@@ -81,7 +82,7 @@ def command(
     )
     material = collect(files, CountProgress("asking both", quiet or json))
     page = render_page(material)
-    write_text(output, page)
+    write_whole(output, page, WHERE)
     written = [output]
     if card:
         written.append(write_card(out_folder, render_card(material)))

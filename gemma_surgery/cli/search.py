@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_surgery.checkpoint.whole_file import write_whole
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table, size
 from gemma_surgery.errors import SurgeryError
@@ -94,12 +94,12 @@ def command(
         f"{found.best.label}: {found.measured.size_bytes:,} bytes, divergence {found.measured.kl:.4g} "
         f"+- {found.measured.stderr:.2g} nats",
     )
-    _write(output, text)
+    write_whole(output, text, "search")
     document = {"recipe": str(output), **found.to_json(space), "protocol": referee.protocol.to_json()}
     if details is not None:
         import json as json_module
 
-        _write(details, json_module.dumps(document, indent=1) + "\n")
+        write_whole(details, json_module.dumps(document, indent=1) + "\n", "search")
     if json:
         print_json(document)
     else:
@@ -126,34 +126,20 @@ def _measure(
     progress: CountProgress,
     threads: int | None,
 ) -> Measure:
-    from gemma_surgery.checkpoint.model_folder import open_checkpoint
     from gemma_surgery.recipes.recipe import make_plan
     from gemma_surgery.search.journal import Measured
-    from gemma_surgery.surgery.executor import execute
 
     def measure(point: Point) -> Measured:
         plan = make_plan(source, space.recipe(point))
         known = journal.get(plan.sha256)
         if known is None:
-            with tempfile.TemporaryDirectory(prefix=".gemma-surgery-search-") as place:
-                stage = Path(place) / "candidate"
-                execute(plan, stage, threads=threads)
-                mean = referee.judge(open_checkpoint(stage)).kld.mean
+            mean = referee.judge_plan(plan, threads=threads).kld.mean
             known = Measured(plan.output_bytes, mean.value, mean.stderr)
             journal.add(plan.sha256, known)
         progress.advance(1)
         return known
 
     return measure
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise SurgeryError("search", f"cannot write `{path}`: {error.strerror}") from None
 
 
 def _print(found: Found, output: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gemma_surgery.checkpoint.json_types import Json
-from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
+from gemma_surgery.checkpoint.model_folder import Checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.quality.referee import Referee
 from gemma_surgery.recipes.recipe import Recipe, make_plan
-from gemma_surgery.surgery.executor import execute
 from gemma_surgery.surgery.plan import Plan
 
 WHERE = "guard"
@@ -105,7 +103,8 @@ def guarded(
         plan = make_plan(source, trial)
         if step.changes_answers:
             _heed(plan, action)
-            kl, stderr = _measure(plan, referee, folder, threads, f"after {name}")
+            mean = referee.judge_plan(plan, f"after {name}", threads=threads, folder=folder).kld.mean
+            kl, stderr = mean.value, mean.stderr
         else:
             kl, stderr = None, None
         passed = kl is not None and not kl <= limit.kl
@@ -130,13 +129,3 @@ def _heed(plan: Plan, action: Action) -> None:
     warnings = plan.steps[-1].warnings
     if warnings and action == "stop":
         raise SurgeryError(WHERE, warnings[0], "change the step, or go on without `--guard`")
-
-
-def _measure(
-    plan: Plan, referee: Referee, folder: Path | None, threads: int | None, phase: str
-) -> tuple[float, float]:
-    with tempfile.TemporaryDirectory(prefix=".gemma-surgery-guard-", dir=folder) as place:
-        stage = Path(place) / "stage"
-        execute(plan, stage, threads=threads)
-        found = referee.judge(open_checkpoint(stage), phase)
-    return found.kld.mean.value, found.kld.mean.stderr

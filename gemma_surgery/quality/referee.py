@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_surgery.quality.divergence import Side, compare
@@ -14,6 +16,8 @@ from gemma_surgery.quality.protocol import CHUNK_TOKENS, in_other_tokens, is_cha
 from gemma_surgery.quality.results import Divergence
 from gemma_surgery.quality.subject import ModelSource, Subject
 from gemma_surgery.quality.vocabulary import Credit, first_pieces
+from gemma_surgery.surgery.executor import execute
+from gemma_surgery.surgery.plan import Plan
 from gemma_surgery.surgery.pool import Progress, Silent
 
 if TYPE_CHECKING:
@@ -103,3 +107,22 @@ class Referee:
         )
         credit = Credit(original.tokens, subject.tokens, first_pieces(original.tokens, subject.tokens))
         return divergence_of(compare(mine, side, credit), credit, is_lower_bound=False)
+
+    def judge_plan(
+        self, plan: Plan, phase: str = "candidate", *, threads: int | None = None, folder: Path | None = None
+    ) -> Divergence:
+        """Make the checkpoint of a plan, compare it and remove it again.
+
+        Args:
+            plan: made of the original.
+            phase: what its progress report is called.
+            threads: workers that make it.
+            folder: where it is made; the system's temporary folder by default.
+
+        Raises:
+            SurgeryError: it cannot be made or run.
+        """
+        with tempfile.TemporaryDirectory(prefix=".gemma-surgery-", dir=folder) as place:
+            candidate = Path(place) / "candidate"
+            execute(plan, candidate, threads=threads)
+            return self.judge(candidate, phase)

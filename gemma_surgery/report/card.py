@@ -11,6 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from gemma_surgery.checkpoint.whole_file import write_whole
+from gemma_surgery.report.fields import WHERE
 from gemma_surgery.report.material import Material
 from gemma_surgery.report.page import template_text
 from gemma_surgery.report.sections.blocks import Figure, Table
@@ -19,7 +21,7 @@ from gemma_surgery.report.sections.quality import quality_section
 from gemma_surgery.report.sections.size import size_section
 from gemma_surgery.report.sections.speed import speed_section
 from gemma_surgery.report.wording import percent, size, visible
-from gemma_surgery.report.writing import check_own, write_text
+from gemma_surgery.report.writing import check_own
 
 NAME = "README.md"
 MARK = "<!-- written by gemma-surgery report -->"
@@ -43,7 +45,7 @@ def write_card(folder: Path, text: str) -> Path:
     Raises:
         SurgeryError: it cannot be written.
     """
-    write_text(folder / NAME, text)
+    write_whole(folder / NAME, text, WHERE)
     return folder / NAME
 
 

@@ -1,8 +1,7 @@
-"""Writing the page and the card: whole or not at all, and never over somebody else's file."""
+"""Page and card are never written over somebody else's file."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gemma_surgery.checkpoint.json_types import os_reason
@@ -46,18 +45,3 @@ def check_own(path: Path, mark: str, overwrite: bool) -> None:
             f"need a file that this command wrote, got another one at `{path}`",
             "choose another, or add `--overwrite`",
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by way of a sibling.
-
-    Raises:
-        SurgeryError: the folder does not exist or cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SurgeryError(WHERE, f"cannot write `{path}`: {os_reason(error)}") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from gemma_surgery.checkpoint.json_types import load_json_object, os_reason
+from gemma_surgery.checkpoint.json_types import load_json_object
+from gemma_surgery.checkpoint.whole_file import write_whole
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.generation.conversation import Part, Turn, check_conversation
 from gemma_surgery.session.chat import Picture, Said
@@ -36,14 +36,7 @@ def save_transcript(path: Path, system: str | None, turns: list[Said]) -> None:
         _refuse(f"need a new file or an earlier conversation to replace, got something else in `{path}`")
     messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     messages += [_as_json(said) for said in turns]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps({MESSAGES: messages}, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        _refuse(f"cannot write `{path}`: {os_reason(error)}")
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps({MESSAGES: messages}, ensure_ascii=False, indent=1) + "\n", "chat")
 
 
 def load_transcript(path: Path) -> tuple[str | None, list[Said]]:
