@@ -195,6 +195,8 @@ def _entries(family: Gemma3, has_images: bool, hessians: Sequence[str]) -> list[
                 (f"{linear}.{profile.INPUT_MEAN}", "F32", (columns,)),
                 (f"{linear}.{profile.FLUCTUATION}", "F32", (columns,)),
             ]
+            if name == "mlp.down_proj":
+                entries.append((f"{linear}.{profile.OUTPUT_SHARE}", "F32", (columns,)))
             if _matches(linear, hessians):
                 entries += [
                     (f"{linear}.{profile.DIAGONAL}", "F32", (columns,)),

@@ -26,6 +26,7 @@ INFLUENCE = "block_influence"
 HEADS = "head_importance"
 INPUT_MEAN = "input_mean"
 FLUCTUATION = "input_fluctuation"
+OUTPUT_SHARE = "output_share"
 DIAGONAL = "hessian_diagonal"
 CORRELATION = "hessian_correlation"
 
@@ -92,6 +93,19 @@ class Profile:
     def input_fluctuation(self, linear: str, width: int) -> Floats:
         """FLAP's fluctuation of a linear layer's input, `[F]`; arguments as those of `input_mean`."""
         return self._not_negative(f"{linear}.{FLUCTUATION}", width)
+
+    def output_share(self, linear: str, width: int) -> Floats:
+        """What each input of `down_proj` adds to how its output fluctuates, of 1, `[F]`.
+
+        FLAP's score, the fluctuation times the squared norm of the column, as a share of the layer's sum:
+        layers compare by it, because the norm behind each MLP takes its size away. Arguments as those of
+        `input_mean`.
+        """
+        return self._not_negative(f"{linear}.{OUTPUT_SHARE}", width)
+
+    def has_output_share(self, linear: str) -> bool:
+        """Whether the profile knows it; those of earlier versions do not."""
+        return f"{linear}.{OUTPUT_SHARE}" in self.header.tensors
 
     def block_influence(self, layer_prefix: str) -> float:
         """1 minus the mean cosine of a layer's input and output (ShortGPT)."""

@@ -33,6 +33,8 @@ HESSIAN_TOKENS = 1024
 HESSIAN_ROWS = 1024
 # Channels whose moments are put together at a time.
 MOMENT_CHANNELS = 1024
+# Rows of a matrix decoded at a time.
+MATRIX_ROWS = 512
 # Squared norms below this count as zero.
 TINY = 1e-30
 
@@ -102,7 +104,7 @@ class ChannelMoments:
 
 
 class Hessian:
-    """`sum over tokens of x x^T` of the inputs of a linear layer, upper triangle, in float32.
+    """The weighted mean over tokens of `x x^T` of the inputs of a linear layer, in float32.
 
     Args:
         memory: float32 `[F, F]`, overwritten.
@@ -111,23 +113,29 @@ class Hessian:
     def __init__(self, memory: npt.NDArray[np.float32]) -> None:
         memory[:] = 0
         self._sum = memory
+        self._weights = 0.0
         self._waiting: list[mx.array] = []
         self._num_waiting = 0
 
-    def add(self, x: mx.array) -> None:
-        """Inputs `[T, F]`, evaluated soon after."""
+    def add(self, x: mx.array, weights: mx.array | None) -> None:
+        """Inputs `[T, F]`, evaluated soon after, and what each token counts `[T]`; None: 1."""
         x = x.astype(mx.float32)
+        if weights is not None:
+            x = x * mx.sqrt(weights)[:, None]
+            self._weights += float(np.asarray(weights, np.float64).sum())
+        else:
+            self._weights += x.shape[0]
         mx.eval(x)
         self._waiting.append(x)
         self._num_waiting += x.shape[0]
         if self._num_waiting >= HESSIAN_TOKENS:
             self._flush()
 
-    def result(self, ranks: Ranks, num_tokens: float) -> npt.NDArray[np.float32]:
-        """The mean over the tokens of all ranks, `[F, F]`; only the upper triangle is valid."""
+    def result(self, ranks: Ranks) -> npt.NDArray[np.float32]:
+        """Over the tokens of all ranks, `[F, F]`; only the upper triangle is valid."""
         self._flush()
         total = ranks.sum_large(self._sum)
-        total /= np.float32(num_tokens)
+        total /= np.float32(ranks.sum(np.asarray([self._weights]))[0])
         return total
 
     def _flush(self) -> None:
@@ -170,11 +178,13 @@ class LayerStatistics:
         self._sums: dict[str, Values] = {}
         self._moments: dict[str, ChannelMoments] = {}
         self._hessians: dict[str, Hessian] = {}
+        self._column_squares: dict[str, Values] = {}
         self._prefix, self._part = site.prefix, site.part
         # Everything has its size from the start: a rank without images takes part in the sums over all ranks.
         if site.part == "text":
             attention, mlp = layer.self_attn, layer.mlp
             mlp.gate_proj = self._listen_to_activations(mlp.gate_proj)
+            self._column_squares[f"{site.prefix}mlp.down_proj"] = _column_squares(mlp.down_proj)
             mlp.down_proj = self._listen_to_inputs(mlp.down_proj, "mlp.down_proj")
             attention.o_proj = self._listen_to_heads(attention.o_proj, attention._heads, "self_attn.o_proj")
         else:
@@ -200,8 +210,11 @@ class LayerStatistics:
             mean, fluctuation = moments.results(self._ranks)
             self._give(f"{linear}.{profile.INPUT_MEAN}", mean)
             self._give(f"{linear}.{profile.FLUCTUATION}", fluctuation)
+            if linear in self._column_squares:
+                added = fluctuation * self._column_squares[linear]
+                self._give(f"{linear}.{profile.OUTPUT_SHARE}", added / max(added.sum(), TINY))
         for linear in sorted(self._hessians):
-            hessian = self._hessians.pop(linear).result(self._ranks, tokens)
+            hessian = self._hessians.pop(linear).result(self._ranks)
             for name, part in profile.pack_hessian(linear, hessian):
                 self._on_result(name, part)
 
@@ -236,11 +249,13 @@ class LayerStatistics:
         if hessian is not None:
             self._hessians[path] = hessian
 
-        def look(x: mx.array, _: mx.array) -> None:
+        is_normed = self._part == "text"
+
+        def look(x: mx.array, y: mx.array) -> None:
             x = x.reshape(-1, width)
             moments.add(x)
             if hessian is not None:
-                hessian.add(x)
+                hessian.add(x, _relative(y) if is_normed else None)
 
         return Tap(linear, look)
 
@@ -263,6 +278,12 @@ class LayerStatistics:
         return Tap(tap, look)
 
 
+def _relative(y: mx.array) -> mx.array:
+    """What tokens count whose outputs `[..., E]` a norm scales to one size: 1 / mean square, `[T]`."""
+    y = y.reshape(-1, y.shape[-1]).astype(mx.float32)
+    return 1 / mx.maximum(mx.square(y).mean(axis=-1), TINY)
+
+
 def _outer_sum(rows: mx.array) -> mx.array:
     """`[n, D]` -> the sum of the rows' outer products, `[D, D]`."""
     channels = mx.contiguous(rows.T)
@@ -272,6 +293,15 @@ def _outer_sum(rows: mx.array) -> mx.array:
 def _columns(linear: Linear) -> int:
     matrix = linear.matrix
     return int(matrix.scales.shape[1] * matrix.group_size if matrix.bits else matrix.weight.shape[1])
+
+
+def _column_squares(linear: Linear) -> Values:
+    """Squared norm of each column of the matrix, `[F]`."""
+    rows, squares = linear.matrix.weight.shape[0], np.zeros(_columns(linear))
+    for first in range(0, rows, MATRIX_ROWS):
+        part = linear.matrix.take(mx.arange(first, min(first + MATRIX_ROWS, rows)), mx.float32)
+        squares += np.asarray(mx.square(part).sum(axis=0))
+    return squares
 
 
 def _unit(x: mx.array) -> mx.array:

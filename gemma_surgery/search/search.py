@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from gemma_surgery.checkpoint.json_types import Json
 from gemma_surgery.errors import SurgeryError
-from gemma_surgery.search.allocation import Choice, Option, best_choices
 from gemma_surgery.search.journal import Measured
 from gemma_surgery.search.space import MOST_PARTS, PARTS, Point, Space, alone, untouched
+from gemma_surgery.steps.allocation import Choice, Option, best_choices
 
 # Eighths at which a layer is measured; costs between and around them follow a power of the share.
 MEASURED_PARTS = (2, 4)

@@ -12,12 +12,16 @@ from gemma_surgery.calibration.profile import Profile
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.families.edit import set_mlp_widths
 from gemma_surgery.families.gemma3 import Gemma3
+from gemma_surgery.steps.allocation import Option, best_choices
 from gemma_surgery.steps.base import Step, open_profile, source_matrix
 from gemma_surgery.steps.compensation import Compensation, add_bias, chosen, reconstruct
 from gemma_surgery.surgery.draft import Draft
 from gemma_surgery.surgery.encoding import Quantized
 from gemma_surgery.surgery.ranking import Ranking
 from gemma_surgery.surgery.selection import Indices, Scores, Selection, TopRanked
+
+# Of a layer's neurons, at most this share goes when layers share out what goes.
+MOST_GLOBAL = 0.75
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class PruneNeurons(Step):
         alignment: the remaining width is a multiple of this.
         granularity: `neuron` stores down_proj anew; `group` moves whole quantization groups of its
             columns, which is exact for what stays but chooses less finely.
+        structure: `layers` cuts every unprotected layer alike; `global` removes as many neurons in all, but
+            wherever they add least, so that `protect_first` only says how many. `auto` is `global` with a
+            profile that knows what neurons add and scores by `wifv`, else `layers`.
         scores: see above; `auto` is `wifv` with a profile, else `weights`.
         compensation: what makes good for removed neurons. `columns`: the kept columns of down_proj become
             the least-squares fit of the whole product, and are rounded with error compensation; needs
@@ -58,6 +65,7 @@ class PruneNeurons(Step):
     widths: tuple[int, ...] = ()
     alignment: int = 64
     granularity: Literal["neuron", "group"] = "neuron"
+    structure: Literal["auto", "layers", "global"] = "auto"
     scores: Literal["auto", "activation", "wifv", "weights"] = "auto"
     compensation: Literal["auto", "none", "bias", "columns"] = "auto"
     profile: str | None = None
@@ -70,19 +78,21 @@ class PruneNeurons(Step):
         scores = self.scores
         if scores == "auto":
             scores = "weights" if profile is None else "wifv"
-        layers = self._layers(family)
+        is_global = self._is_global(draft, family, scores, profile)
+        given = self._spread(draft, family, profile) if is_global and profile is not None else self.widths
+        layers = self._layers(family, given, is_global)
         downs = [source_matrix(draft, "prune_neurons", family.mlp(layer)[2]) for layer in layers]
         wanted = "none" if self.compensation == "auto" and self.granularity == "group" else self.compensation
         compensation = chosen(wanted, profile, downs)
         widths = family.mlp_widths
         for layer in layers:
-            exact = self.widths[layer] if self.widths else None
-            keep = self._prune_layer(draft, family.mlp(layer), scores, profile, exact)
+            exact = given[layer] if given else None
+            keep = self._prune_layer(draft, family, layer, scores, profile, exact)
             if keep < widths[layer] and profile is not None:
                 self._compensate(draft, family, layer, compensation, profile)
             widths[layer] = keep
         set_mlp_widths(draft, widths)
-        self._note(draft, scores, compensation)
+        self._note(draft, scores, compensation, is_global)
 
     def _check(self, family: Gemma3) -> None:
         for parameter, value in (("scores", self.scores), ("compensation", self.compensation)):
@@ -105,19 +115,72 @@ class PruneNeurons(Step):
                 f"the checkpoint has {family.num_layers} decoder layers at this point of the recipe",
             )
 
-    def _layers(self, family: Gemma3) -> list[int]:
-        """The layers that may lose neurons."""
+    def _free(self, family: Gemma3) -> list[int]:
+        """The layers that are not protected."""
         layers = range(self.protect_first, family.num_layers)
-        free = [layer for layer in layers if layer not in self.protected_layers]
-        if not self.widths:
-            return free
-        if len(self.widths) != family.num_layers:
+        return [layer for layer in layers if layer not in self.protected_layers]
+
+    def _is_global(self, draft: Draft, family: Gemma3, scores: str, profile: Profile | None) -> bool:
+        """Whether layers share out what goes."""
+        if self.structure == "layers" or self.widths or profile is None or scores != "wifv":
+            if self.structure == "global":
+                raise SurgeryError(
+                    "prune_neurons",
+                    'need `scores = "wifv"` with a profile and no `widths` for `structure = "global"`',
+                )
+            return False
+        downs = [family.mlp(layer)[2] for layer in range(family.num_layers)]
+        origins = [source_matrix(draft, "prune_neurons", down) for down in downs]
+        known = all(profile.has_output_share(origin.name.removesuffix(".weight")) for origin in origins)
+        return known or self.structure == "global"
+
+    def _spread(self, draft: Draft, family: Gemma3, profile: Profile) -> tuple[int, ...]:
+        """Widths that lose as many neurons as the rule for each layer would, wherever they add least."""
+        widths = family.mlp_widths
+        cut = 0
+        for layer in self._free(family):
+            align = self._align(draft, family, layer)
+            cut += widths[layer] - remaining_width(widths[layer], 0, self.max_ratio, align)
+        options: list[list[Option]] = []
+        for layer, width in enumerate(widths):
+            align = self._align(draft, family, layer)
+            most = 0 if layer in self.protected_layers else int(width * MOST_GLOBAL) // align
+            gate, _, down = (draft.tensor(name) for name in family.mlp(layer))
+            origin = source_matrix(draft, "prune_neurons", down.name)
+            shares = profile.output_share(origin.name.removesuffix(".weight"), origin.columns)
+            lost = np.concatenate([[0.0], np.cumsum(np.sort(_current_scores(shares, gate.rows)))])
+            options.append([Option(parts * align, float(lost[parts * align])) for parts in range(most + 1)])
+        choice = next((c for c in best_choices(options) if c.saved_units >= cut), None)
+        if choice is None:
             raise SurgeryError(
                 "prune_neurons",
-                f"need {family.num_layers} `widths`, one per decoder layer, got {len(self.widths)}",
+                f"need {cut:,} neurons to remove, got too few in layers that are not protected",
+                "protect fewer layers, or lower `max_ratio`",
             )
-        cut = [layer for layer, width in enumerate(family.mlp_widths) if self.widths[layer] != width]
-        held = sorted(set(cut) - set(free))
+        return tuple(
+            width - layer_options[index].saved_units
+            for width, layer_options, index in zip(widths, options, choice.options, strict=True)
+        )
+
+    def _align(self, draft: Draft, family: Gemma3, layer: int) -> int:
+        """What the width of a layer is a multiple of."""
+        encoding = draft.tensor(family.mlp(layer)[2]).encoding
+        if self.granularity == "neuron" or not isinstance(encoding, Quantized):
+            return self.alignment
+        return math.lcm(self.alignment, encoding.group_size)
+
+    def _layers(self, family: Gemma3, given: tuple[int, ...], is_global: bool) -> list[int]:
+        """The layers that lose neurons, or with the rule for each layer those that may."""
+        free = self._free(family)
+        if not given:
+            return free
+        if len(given) != family.num_layers:
+            raise SurgeryError(
+                "prune_neurons",
+                f"need {family.num_layers} `widths`, one per decoder layer, got {len(given)}",
+            )
+        cut = [layer for layer, width in enumerate(family.mlp_widths) if given[layer] != width]
+        held = [] if is_global else sorted(set(cut) - set(free))
         if held:
             raise SurgeryError(
                 "prune_neurons",
@@ -129,11 +192,13 @@ class PruneNeurons(Step):
     def _prune_layer(
         self,
         draft: Draft,
-        names: tuple[str, str, str],
+        family: Gemma3,
+        layer: int,
         scores: str,
         profile: Profile | None,
         exact: int | None,
     ) -> int:
+        names = family.mlp(layer)
         gate, up, down = (draft.tensor(name) for name in names)
         origins = [source_matrix(draft, "prune_neurons", name) for name in names]
         width = gate.rows.count
@@ -141,10 +206,9 @@ class PruneNeurons(Step):
             raise SurgeryError(
                 "prune_neurons", f"need neurons that were not pruned by scores before, got `{gate.name}`"
             )
-        align, block = self.alignment, 1
+        align, block = self._align(draft, family, layer), 1
         if self.granularity == "group":
             block = down.encoding.group_size if isinstance(down.encoding, Quantized) else align
-            align = math.lcm(align, block)
         if isinstance(down.encoding, Quantized) and align % down.encoding.group_size:
             raise SurgeryError(
                 "prune_neurons",
@@ -187,7 +251,7 @@ class PruneNeurons(Step):
         elif compensation == "bias":
             add_bias(draft, family, layer, profile)
 
-    def _note(self, draft: Draft, scores: str, compensation: Compensation) -> None:
+    def _note(self, draft: Draft, scores: str, compensation: Compensation, is_global: bool) -> None:
         used = {
             "activation": "mean measured activations",
             "wifv": "measured fluctuation of their outputs and norms of down_proj",
@@ -196,6 +260,9 @@ class PruneNeurons(Step):
         draft.note(f"neurons scored by {used}")
         if self.widths:
             draft.note("widths as given, layer by layer")
+        elif is_global:
+            widths = Gemma3(draft.config).mlp_widths
+            draft.note(f"shared out over all layers by what they add: {', '.join(map(str, widths))}")
         elif scores != "activation":
             draft.note(f"every unprotected layer is cut by max_ratio {self.max_ratio}")
         if compensation == "columns":

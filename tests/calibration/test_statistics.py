@@ -153,17 +153,28 @@ def test_head_importance_is_the_mean_squared_norm_of_what_a_head_adds(measured: 
         assert_near(measured.profile.head_importance(f"{prefix}self_attn.", heads), expected)
 
 
-def test_hessians_are_the_mean_outer_product_of_inputs(measured: Measured) -> None:
+def test_hessians_are_the_mean_outer_product_of_inputs_relative_to_outputs(measured: Measured) -> None:
     for prefix, _, linears in all_seen(measured):
         for name, recorder in linears.items():
             inputs = np.concatenate(recorder.inputs)
-            expected = inputs.T @ inputs / len(inputs)
+            # A norm follows the decoder's products, none those of the tower.
+            weights = 1 / np.square(np.concatenate(recorder.outputs)).mean(axis=1)
+            weights = weights if name in ("mlp.down_proj", "self_attn.o_proj") else np.ones(len(inputs))
+            expected = (inputs * weights[:, None]).T @ inputs / weights.sum()
             got = measured.profile.hessian(prefix + name, inputs.shape[1]).astype(np.float64)
             root = np.sqrt(np.diagonal(expected))
             assert np.array_equal(got, got.T)
             assert_near(np.diagonal(got), np.diagonal(expected))
             # Half a step of the stored correlation, and what float32 sums differ by.
             assert (np.abs(got - expected) <= 2e-5 * np.outer(root, root)).all()
+
+
+def test_output_shares_are_flaps_score_of_each_neuron(measured: Measured) -> None:
+    for prefix, seen in measured.text.items():
+        _, fluctuation = flap(seen.down.inputs)
+        added = fluctuation * np.square(_values(seen.down.inner)).sum(axis=0)
+        got = measured.profile.output_share(f"{prefix}mlp.down_proj", len(added))
+        assert_near(got, added / added.sum())
 
 
 def test_the_closed_form_of_fluctuations_is_the_running_one() -> None:

@@ -175,3 +175,63 @@ def test_a_profile_that_does_not_fit_is_refused(
 def test_what_needs_a_profile_says_so(tiny: Path, tmp_path: Path, parameter: str) -> None:
     with pytest.raises(SurgeryError, match=f"need `profile` for `{parameter}`, got none"):
         plan_steps(tiny, tmp_path, f'[[steps]]\nstep = "prune_neurons"\nprotect_first = 2\n{parameter}')
+
+
+def with_shares(measured: MadeUp) -> MadeUp:
+    """Layers whose neurons add unlike amounts: from all alike in layer 0 to a few that do everything in 7."""
+    rng = np.random.default_rng(1)
+    shares = {}
+    for layer in range(8):
+        values = rng.permutation(np.arange(1, 513.0) ** layer)
+        name = f"{down_proj(layer)}.{profile.OUTPUT_SHARE}"
+        shares[name] = (values / values.sum()).astype(np.float32)
+    return MadeUp(measured.inputs, {**measured.statistics, **shares})
+
+
+def test_neurons_go_wherever_they_add_least(tiny: Path, tmp_path: Path, measured: MadeUp) -> None:
+    shared = with_shares(measured)
+    path = shared.write(tmp_path / "a.profile", tiny)
+    output = compress_steps(tiny, tmp_path, f'{PRUNE}profile = "{path}"')
+    widths = read_json(output / "config.json")["text_config"]["per_layer_intermediate_sizes"]
+    assert sum(512 - width for width in widths) == 6 * 128
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == 512 and widths[7] < 384
+    lost = [np.sort(shared.statistics[f"{down_proj(i)}.{profile.OUTPUT_SHARE}"]) for i in range(8)]
+    sums = [np.concatenate([[0], np.cumsum(values.astype(float))]) for values in lost]
+    total = sum(sums[layer][512 - width] for layer, width in enumerate(widths))
+    for narrower in range(8):
+        for wider in range(8):
+            other = list(widths)
+            other[narrower] -= 64
+            other[wider] += 64
+            if narrower != wider and min(other) >= 128 and max(other) <= 512:
+                assert total <= sum(sums[layer][512 - width] for layer, width in enumerate(other)) + 1e-9
+
+
+def test_protected_layers_stay_whole_when_layers_share_out(tiny: Path, tmp_path, measured: MadeUp) -> None:
+    path = with_shares(measured).write(tmp_path / "a.profile", tiny)
+    text = f'{PRUNE}protected_layers = [6, 7]\nprofile = "{path}"'
+    widths = plan_steps(tiny, tmp_path, text).config["text_config"]["per_layer_intermediate_sizes"]
+    assert widths[6:] == [512, 512]
+    assert sum(512 - width for width in widths) == 4 * 128
+
+
+def test_every_layer_is_cut_alike_on_request_and_by_older_profiles(tiny: Path, tmp_path, measured) -> None:
+    older, newer = tmp_path / "older.profile", tmp_path / "newer.profile"
+    measured.write(older, tiny)
+    with_shares(measured).write(newer, tiny)
+    alike = [512, 512, *[384] * 6]
+    for text in (f'profile = "{older}"', f'structure = "layers"\nprofile = "{newer}"'):
+        plan = plan_steps(tiny, tmp_path, PRUNE + text)
+        assert plan.config["text_config"]["per_layer_intermediate_sizes"] == alike
+    with pytest.raises(SurgeryError, match=r"need 512 values under .*output_share"):
+        plan_steps(tiny, tmp_path, f'{PRUNE}structure = "global"\nprofile = "{older}"')
+    with pytest.raises(SurgeryError, match='for `structure = "global"`'):
+        plan_steps(tiny, tmp_path, f'{PRUNE}structure = "global"\nscores = "weights"\nprofile = "{newer}"')
+
+
+def test_more_than_can_go_is_refused(tiny: Path, tmp_path: Path, measured: MadeUp) -> None:
+    path = with_shares(measured).write(tmp_path / "a.profile", tiny)
+    text = f'{PRUNE}max_ratio = 0.9\nprofile = "{path}"'.replace("protect_first = 2", "protect_first = 0")
+    with pytest.raises(SurgeryError, match="need 3,584 neurons to remove, got too few"):
+        plan_steps(tiny, tmp_path, text)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gemma_surgery.search.allocation import Option, best_choices
+from gemma_surgery.steps.allocation import Option, best_choices
 
 
 def random_layers(seed: int, num_layers: int, num_options: int) -> list[list[Option]]:
