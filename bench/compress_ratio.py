@@ -114,7 +114,8 @@ class Bench:
             run = timed(command, then)
         elif what == COMPRESS:
             command = [*self.args.command, "compress", str(self.args.model), "-o", str(target)]
-            command += ["--recipe", self.args.recipe, "--overwrite", "--json", *self.args.option]
+            command += ["--recipe", self.args.recipe, "--overwrite", "--no-measure", "--json"]
+            command += self.args.option
             run = timed(command)
         else:
             command = [sys.executable, str(NAIVE), str(self.args.model), "-o", str(target), *PIPELINES[what]]

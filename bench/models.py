@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
-from gemma_surgery.cli.demo import SCALED
-from gemma_surgery.demo_model import demo_model_path
+from gemma_surgery.demo_model import SCALED, demo_model_path
 from gemma_surgery.measurement.speed import Subject
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
 from gemma_surgery.surgery.executor import execute

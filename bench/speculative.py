@@ -19,8 +19,7 @@ from pathlib import Path
 from machine import describe_machine
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
-from gemma_surgery.cli.demo import SCALED
-from gemma_surgery.demo_model import demo_model_path
+from gemma_surgery.demo_model import SCALED, demo_model_path
 from gemma_surgery.demo_model.questions import DESCRIBE
 from gemma_surgery.demo_model.scenes import random_scene, render
 from gemma_surgery.demo_model.tasks import ENGLISH_KINDS, random_task

@@ -11,7 +11,7 @@ from models import checkpoint_path
 from work import OURS, Work
 
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
-from gemma_surgery.cli.demo import SCALED
+from gemma_surgery.demo_model import SCALED
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
 from gemma_surgery.surgery.executor import execute
 

@@ -81,6 +81,33 @@ def verify(
     return verdict
 
 
+def other_source(manifest: dict[str, Json], source: Checkpoint) -> str | None:
+    """What speaks against an output being made of a checkpoint; None if nothing does."""
+    recorded = entry(manifest, "source").get("fingerprint")
+    if recorded == source.fingerprint:
+        return None
+    return (
+        f"made of another checkpoint: fingerprint {str(recorded)[:12]}, "
+        f"`{source.path.name}` has {source.fingerprint[:12]}"
+    )
+
+
+def recorded_recipe(manifest: dict[str, Json], profile: Path | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe of a manifest, and the profiles that it names and that are not there.
+
+    Args:
+        manifest: from `read_manifest`.
+        profile: where the profile lies that the recipe used, default: where the recipe says.
+
+    Raises:
+        SurgeryError: it is no recipe of this version.
+    """
+    recipe = Recipe.from_json(entry(manifest, "recipe"))
+    if profile is not None:
+        recipe = recipe.locate(dict.fromkeys(recipe.profiles, profile))
+    return recipe, [name for name in recipe.profiles if not recipe.path(name).is_file()]
+
+
 def check_structure(checkpoint: Checkpoint) -> Verdict:
     """Check that tensors, config and side files agree, reading no weights but a token map."""
     verdict = Verdict(tensors=len(checkpoint.tensors))
@@ -166,18 +193,12 @@ def _check_rederived(
     progress: Progress | None,
     profile: Path | None,
 ) -> None:
-    recorded_source = entry(manifest, "source")
-    if recorded_source.get("fingerprint") != source.fingerprint:
-        verdict.problems.append(
-            f"made of another checkpoint: fingerprint {str(recorded_source.get('fingerprint'))[:12]}, "
-            f"`{source.path.name}` has {source.fingerprint[:12]}"
-        )
+    problem = other_source(manifest, source)
+    if problem is not None:
+        verdict.problems.append(problem)
         return
     try:
-        recipe = Recipe.from_json(entry(manifest, "recipe"))
-        if profile is not None:
-            recipe = recipe.locate(dict.fromkeys(recipe.profiles, profile))
-        absent = [name for name in recipe.profiles if not recipe.path(name).is_file()]
+        recipe, absent = recorded_recipe(manifest, profile)
         if absent:
             verdict.notes.append(
                 f"values derived from the source again, which needs the profile `{absent[0]}`: "

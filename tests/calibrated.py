@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from safetensors.numpy import save_file
 
 from gemma_surgery.calibration import profile
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
@@ -47,7 +48,7 @@ class MadeUp:
 
     def write(self, path: Path, source: Path, fingerprint: str | None = None) -> Path:
         metadata = {profile.FINGERPRINT_KEY: fingerprint or open_checkpoint(source).fingerprint}
-        profile.write_profile(path, metadata, self.statistics)
+        save_file(self.statistics, path, metadata)
         return path
 
 

@@ -88,7 +88,7 @@ class Surgeon:
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         command = [str(args.executable)] if args.executable else [sys.executable, "-m", "gemma_surgery"]
         self.prefix = [*command, "compress", str(args.model)]
-        self.suffix = ["--recipe", args.recipe, "--json", *args.option]
+        self.suffix = ["--recipe", args.recipe, "--no-measure", "--json", *args.option]
         self.work = work
 
     def command(self, target: Path, resume: bool) -> list[str]:

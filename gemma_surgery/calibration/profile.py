@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from gemma_surgery.checkpoint.header import Header, encode_header, read_header
+from gemma_surgery.checkpoint.header import Header, read_header
 from gemma_surgery.checkpoint.json_types import os_reason
 from gemma_surgery.errors import SurgeryError
 
@@ -195,28 +195,6 @@ def read_profile(path: Path, fingerprint: str) -> Profile:
     return Profile(path, header)
 
 
-def write_profile(
-    path: Path, metadata: Mapping[str, str], statistics: Mapping[str, npt.NDArray[np.generic]]
-) -> None:
-    """Write a profile in one go.
-
-    Args:
-        path: replaced if it exists, whole or not at all.
-        metadata: at least `FINGERPRINT_KEY`.
-        statistics: vectors float32 or int16 by tensor name.
-    """
-    names = sorted(statistics)
-    entries = [(name, _dtype(statistics[name]), statistics[name].shape) for name in names]
-    header, _ = encode_header(entries, metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(header)
-        for name in names:
-            values = statistics[name]
-            file.write(values.astype(DTYPES[_dtype(values)]).tobytes())
-    temporary.replace(path)
-
-
 def pack_hessian(
     linear: str, hessian: npt.NDArray[np.float32]
 ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
@@ -233,10 +211,6 @@ def pack_hessian(
         packed[start : start + len(upper)] = np.rint(np.clip(upper, -CORRELATION_STEPS, CORRELATION_STEPS))
         start += len(upper)
     yield f"{linear}.{CORRELATION}", packed
-
-
-def _dtype(values: npt.NDArray[np.generic]) -> str:
-    return "I16" if values.dtype == np.int16 else "F32"
 
 
 def _refuse(message: str, hint: str | None = None) -> NoReturn:

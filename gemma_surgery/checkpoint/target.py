@@ -66,6 +66,16 @@ def check_separate(target: Path, source: Path) -> None:
         _refuse(f"output `{target}` holds the source `{source}`", "choose another output folder")
 
 
+def check_beforehand(places: Places, overwrite: bool) -> None:
+    """Refuse early what `check_target` will refuse; an interrupted run's answer is known under its lock only.
+
+    Raises:
+        SurgeryError: naming what stands there.
+    """
+    if not os.path.lexists(places.journal) and not os.path.lexists(places.replaced):
+        check_target(places, overwrite)
+
+
 def check_target(places: Places, overwrite: bool) -> None:
     """Refuse an existing target, or with `overwrite` one that is not evidently a checkpoint.
 

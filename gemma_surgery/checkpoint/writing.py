@@ -22,6 +22,7 @@ from gemma_surgery.checkpoint.json_types import Json, os_reason
 from gemma_surgery.checkpoint.model_folder import MANIFEST_NAME
 from gemma_surgery.checkpoint.target import (
     Places,
+    check_beforehand,
     check_partial,
     check_space,
     check_target,
@@ -93,9 +94,7 @@ class OutputFolder:
                 interrupted run belongs to another plan. Nothing has been changed then.
         """
         places = Places.of(target)
-        # With a journal there, the answer may change under its lock.
-        if not os.path.lexists(places.journal) and not os.path.lexists(places.replaced):
-            check_target(places, overwrite)
+        check_beforehand(places, overwrite)
         check_space(places, required_bytes)
         try:
             places.target.parent.mkdir(parents=True, exist_ok=True)

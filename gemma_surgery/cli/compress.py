@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
-from gemma_surgery.checkpoint.target import check_separate
+from gemma_surgery.checkpoint.target import Places, check_beforehand, check_separate
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, TransferProgress, out, print_json, remarks
+from gemma_surgery.cli.measuring import Measure, with_profile
 from gemma_surgery.cli.memory import PeakMemory
 from gemma_surgery.cli.plan import print_steps, print_warnings, summary
 from gemma_surgery.errors import SurgeryError
@@ -22,7 +23,7 @@ from gemma_surgery.surgery.plan import Plan
 from gemma_surgery.verification import check_structure
 
 if TYPE_CHECKING:
-    from gemma_surgery.quality.guard import StepCost
+    from gemma_surgery.quality.step_costs import StepCost
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same recipe.")]
 Guard = Annotated[
@@ -48,6 +49,7 @@ def command(
     recipe: options.RecipeName = "mobile",
     overrides: options.Overrides = None,
     profile: options.Profile = None,
+    measure: Measure = True,
     revision: options.Revision = None,
     resume: Resume = False,
     overwrite: options.Overwrite = False,
@@ -62,10 +64,15 @@ def command(
     """Write a smaller checkpoint in one streamed pass over the source."""
     loaded = load_recipe(recipe, overrides or (), profile)
     checkpoint = open_checkpoint(model, revision)
-    costs: list[StepCost] = []
+    check_separate(output, checkpoint.path)
+    if measure:
+        # Nothing that is known beforehand is to be told after the minutes of a measurement.
+        check_beforehand(Places.of(output), overwrite)
+        make_plan(checkpoint, loaded)
+        loaded = with_profile(checkpoint, loaded, output, resume=resume, quiet=quiet or json)
+    measured: dict[str, object] = {}
     if guard is not None:
-        check_separate(output, checkpoint.path)
-        loaded, costs = _guarded(
+        loaded, measured = _guarded(
             checkpoint, loaded, guard, guard_action, guard_samples, threads, quiet or json
         )
     if stages:
@@ -75,8 +82,7 @@ def command(
             remarks().print(f"wrote {stage}")
     result = _compress(checkpoint, loaded, output, resume, overwrite, threads, quiet)
     if json:
-        guarded: dict[str, object] = {"guard": [cost.to_json() for cost in costs]} if costs else {}
-        print_json({**result.to_json(), **guarded})
+        print_json({**result.to_json(), **measured})
     else:
         _print(result, output)
 
@@ -117,7 +123,8 @@ def _guarded(
     samples: int,
     threads: int | None,
     quiet: bool,
-) -> tuple[Recipe, list[StepCost]]:
+) -> tuple[Recipe, dict[str, object]]:
+    """The recipe of the steps that stay, and what was measured, for `--json`."""
     from gemma_surgery.calibration.passages import held_out_passages
     from gemma_surgery.quality.guard import Limit, guarded
     from gemma_surgery.quality.referee import Referee
@@ -131,10 +138,18 @@ def _guarded(
     )
 
     def tell(cost: StepCost) -> None:
-        measured = "unchanged" if cost.kl is None else f"divergence {cost.kl:.4g} +- {cost.stderr:.2g} nats"
-        remarks().print(f"guard: {cost.number} {cost.step}: {measured}{'' if cost.is_kept else ', left out'}")
+        shown = "unchanged"
+        if cost.divergence is not None:
+            mean = cost.divergence.kld.mean
+            shown = f"divergence {mean.value:.4g} +- {mean.stderr:.2g} nats"
+        remarks().print(f"guard: {cost.number} {cost.step}: {shown}{'' if cost.is_kept else ', left out'}")
 
-    return guarded(checkpoint, recipe, parsed, referee, action=action, threads=threads, on_step=tell)
+    kept, costs = guarded(checkpoint, recipe, parsed, referee, action=action, threads=threads, on_step=tell)
+    measured: dict[str, object] = {
+        "guard": [cost.to_json() for cost in costs],
+        "guard_protocol": referee.protocol.to_json(),
+    }
+    return kept, measured
 
 
 def _compress(

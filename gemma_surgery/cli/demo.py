@@ -14,8 +14,9 @@ import typer
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table
+from gemma_surgery.cli.measuring import known_profile
 from gemma_surgery.cli.plan import print_step_table, summary
-from gemma_surgery.demo_model import demo_model_path
+from gemma_surgery.demo_model import SCALED, demo_model_path
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
 from gemma_surgery.surgery.executor import execute
 from gemma_surgery.verification import verify
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     from gemma_surgery.generation.image_file import ImageSource
     from gemma_surgery.generation.stream import Generated
 
-# `mobile`, scaled to 8 layers and 224 pixels.
-SCALED = ("drop_layers.last=2", "reduce_resolution.image_size=168", "prune_neurons.protect_first=2")
+CALIBRATION_TASKS = 40
 SEED = 7
 SHOWN_CHARACTERS = 90
 
 Keep = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Keep the compressed folder here; default: nowhere.")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Keep the compressed folder, and beside it the profile; default: nowhere."
+    ),
 ]
 Scenes = Annotated[int, typer.Option(min=1, help="Unseen scenes that each checkpoint describes.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Unseen text tasks that each checkpoint solves.")]
@@ -89,12 +92,23 @@ class Examined:
 
 
 def _demo(target: Path, scenes: int, tasks: int, json: bool, quiet: bool) -> None:
+    from gemma_surgery.calibration.calibrate import calibrate
     from gemma_surgery.demo_model.questions import DESCRIBE
     from gemma_surgery.demo_model.scenes import caption, random_scene, render
+    from gemma_surgery.demo_model.task_passages import task_passages
     from gemma_surgery.demo_model.tasks import random_task
 
     original = open_checkpoint(demo_model_path("bf16"))
-    plan = make_plan(original, load_recipe("mobile", SCALED))
+    profile = target.with_name(f"{target.name}.profile")
+    # Another file of this name is not ours to replace.
+    known_profile(profile)
+    calibrate(
+        original,
+        task_passages("train", CALIBRATION_TASKS, SEED),
+        profile,
+        progress=CountProgress("profiling", quiet or json),
+    )
+    plan = make_plan(original, load_recipe("mobile", SCALED, profile))
     execute(plan, target, overwrite=True)
     verdict = verify(target, original)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma_surgery.cli import options
-from gemma_surgery.cli.console import CountProgress, out, print_json, print_table
+from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table
+from gemma_surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from gemma_surgery.quality.contractions import Contractions
     from gemma_surgery.quality.images import AgreementReport, SceneReport
     from gemma_surgery.quality.results import Divergence, Evaluation
     from gemma_surgery.quality.statistics import Estimate
+    from gemma_surgery.quality.step_costs import StepCost
 
 # From here on decimals say nothing.
 MANY = 10_000
@@ -51,6 +54,19 @@ Cache = Annotated[
     Path | None,
     typer.Option("--cache", help="Keep what the reference expects in this file; it is run once then."),
 ]
+Steps = Annotated[
+    bool,
+    typer.Option(
+        "--steps",
+        help="Also after each step of the recipe that made MODEL of the reference: made, compared, removed.",
+    ),
+]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", exists=True, dir_okay=False, help="Where the profile lies now that the recipe used."
+    ),
+]
 
 
 def command(
@@ -63,17 +79,30 @@ def command(
     tasks: Tasks = None,
     skip: Skip = None,
     cache: Cache = None,
+    steps: Steps = False,
+    profile: Profile = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
     """Measure divergence from the original, perplexity, repetition, contractions, tasks and images."""
     from gemma_surgery.calibration.passages import read_passages
+    from gemma_surgery.checkpoint.model_folder import open_checkpoint
     from gemma_surgery.quality.evaluation import evaluate
+    from gemma_surgery.quality.step_costs import recipe_behind
 
+    if profile is not None and not steps:
+        raise SurgeryError(
+            "eval", "need `--steps` with `--profile`, got none", "nothing else takes a profile"
+        )
+    if steps and reference is None:
+        raise SurgeryError("eval", "need `--reference` with `--steps`, got none", "name the original model")
+    checkpoint = open_checkpoint(model)
+    original = None if reference is None else open_checkpoint(reference)
+    recipe = recipe_behind(checkpoint, original, profile) if steps and original is not None else None
     passages = None if calibration is None else read_passages(calibration)
     found = evaluate(
-        model,
-        reference,
+        checkpoint,
+        original,
         passages,
         samples=samples,
         max_tokens=max_tokens,
@@ -81,6 +110,7 @@ def command(
         tasks=tasks,
         skip=tuple(skip or ()),
         cache=cache,
+        recipe=recipe,
         progress=lambda phase: CountProgress(phase, quiet),
     )
     if json:
@@ -100,6 +130,8 @@ def _print(found: Evaluation) -> None:
     elif found.perplexity is not None:
         title = f"{found.positions:,} tokens scored"
         print_table(title, _COLUMNS, [["perplexity", _shown(found.perplexity)]])
+    if found.steps is not None:
+        _print_steps(found.steps)
     rows = _answer_rows(found)
     if rows:
         print_table("", [("", "left"), ("model", "right"), ("reference", "right")], rows)
@@ -151,6 +183,24 @@ def _print_divergence(found: Evaluation, measured: Divergence) -> None:
             f"impossible: in {vocabulary.impossible:,} places the text needs a token that the model lacks; "
             "its perplexity leaves them out"
         )
+
+
+def _print_steps(steps: Sequence[StepCost]) -> None:
+    rows = []
+    for cost in steps:
+        measured, figures = cost.divergence, ["unchanged", "", ""]
+        if measured is not None:
+            kld = measured.kld
+            figures = [_shown(kld.mean), f"{kld.percentiles[99.0]:.4f}", f"{measured.same_top.value:.2%}"]
+        rows.append([f"{cost.number} {cost.step}", *figures, megabytes(cost.size_bytes)])
+    columns = [
+        ("after step", "left"),
+        ("mean KL, nats", "right"),
+        ("99 %", "right"),
+        ("same top", "right"),
+        ("MB", "right"),
+    ]
+    print_table("what the recipe costs step by step", columns, rows)
 
 
 def _answer_rows(found: Evaluation) -> list[list[str]]:

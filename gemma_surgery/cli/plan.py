@@ -30,12 +30,17 @@ def command(
 ) -> None:
     """Show the exact bytes of every step; reads no weights and needs no output folder."""
     begin = time.perf_counter()
-    plan = make_plan(open_checkpoint(model, revision), load_recipe(recipe, overrides or (), profile))
+    loaded = load_recipe(recipe, overrides or (), profile)
+    plan = make_plan(open_checkpoint(model, revision), loaded)
     if write is not None:
         import json as json_module
 
         write.write_text(json_module.dumps(plan.as_json, indent=1) + "\n", "utf-8")
     print_warnings(plan)
+    if loaded.measure and loaded.profile is None:
+        remarks().print(
+            "`compress` measures first which neurons matter; here, without a profile, weights decide"
+        )
     if json:
         print_json(summary(plan))
         return

@@ -10,15 +10,13 @@ import typer
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, out, print_json, print_table
 from gemma_surgery.errors import SurgeryError
+from gemma_surgery.families.gemma3 import DOWN_PROJ, Gemma3
 
 if TYPE_CHECKING:
-    from gemma_surgery.calibration.measure import Times
+    from gemma_surgery.calibration.calibrate import Calibrated
     from gemma_surgery.calibration.passages import Passage
     from gemma_surgery.calibration.profile import Profile
     from gemma_surgery.checkpoint.model_folder import Checkpoint
-    from gemma_surgery.families.gemma3 import Gemma3
-
-DOWN_PROJ = "*.mlp.down_proj"
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The profile to write (.safetensors).")]
 Data = Annotated[
@@ -69,15 +67,11 @@ def command(
 
     Started by `mlx.launch` on several machines, each takes its share of the samples.
     """
-    from gemma_surgery.calibration.measure import Request, make_profile
-    from gemma_surgery.calibration.passages import calibration_passages, passages_sha256, read_passages
+    from gemma_surgery.calibration.calibrate import calibrate
+    from gemma_surgery.calibration.passages import calibration_passages, read_passages
     from gemma_surgery.calibration.profile import read_profile
     from gemma_surgery.calibration.ranks import launched_ranks
-    from gemma_surgery.calibration.samples import make_samples
     from gemma_surgery.checkpoint.model_folder import open_checkpoint
-    from gemma_surgery.families.gemma3 import Gemma3
-    from gemma_surgery.generation.tokenizer import Tokenizer
-    from gemma_surgery.models.gemma3.config import read_model_config
 
     if output.exists() and not overwrite:
         raise SurgeryError(
@@ -93,20 +87,16 @@ def command(
         passages = passages[:samples]
     passages += [] if images is None else read_passages(images)
     checkpoint = open_checkpoint(model, revision)
-    tokenizer = Tokenizer.load(checkpoint)
-    chat = tokenizer.template is not None and not raw
-    encoded = make_samples(
-        passages, tokenizer, read_model_config(checkpoint), chat=chat, max_tokens=max_tokens
-    )
-    patterns = (*((DOWN_PROJ,) if hessians else ()), *(hessian_of or ()))
-    progress = CountProgress("profiling", quiet or json or ranks.rank > 0)
-    times = make_profile(
+    done = calibrate(
         checkpoint,
-        encoded,
+        passages,
         output,
-        Request(passages_sha256(passages), patterns, resume),
+        hessians=(*((DOWN_PROJ,) if hessians else ()), *(hessian_of or ())),
+        max_tokens=max_tokens,
+        is_raw=raw,
+        resume=resume,
         ranks=ranks,
-        progress=progress,
+        progress=CountProgress("profiling", quiet or json or ranks.rank > 0),
     )
     if ranks.rank > 0:
         return
@@ -115,9 +105,9 @@ def command(
     if heatmap is not None:
         _draw(profile, family, threshold, heatmap)
     if json:
-        print_json(_summary(profile, family, threshold, times, len(encoded), chat, ranks.size))
+        print_json(_summary(profile, family, threshold, done, ranks.size))
     else:
-        _print(profile, checkpoint, threshold, times, len(encoded), chat)
+        _print(profile, checkpoint, threshold, done)
 
 
 def _layers(profile: Profile, family: Gemma3) -> list[tuple[int, float, list[float]]]:
@@ -131,20 +121,14 @@ def _layers(profile: Profile, family: Gemma3) -> list[tuple[int, float, list[flo
 
 
 def _summary(
-    profile: Profile,
-    family: Gemma3,
-    threshold: float,
-    times: Times,
-    num_samples: int,
-    chat: bool,
-    num_ranks: int,
+    profile: Profile, family: Gemma3, threshold: float, done: Calibrated, num_ranks: int
 ) -> dict[str, object]:
     return {
         "profile": str(profile.path),
         "sha256": profile.sha256,
-        "samples": num_samples,
+        "samples": done.samples,
         "tokens": profile.num_tokens,
-        "chat": chat,
+        "chat": done.is_chat,
         "ranks": num_ranks,
         "threshold": threshold,
         "layers": [
@@ -156,18 +140,15 @@ def _summary(
             }
             for index, influence, values in _layers(profile, family)
         ],
-        "seconds": times.seconds,
-        "resumed_layers": times.resumed_layers,
+        "seconds": done.times.seconds,
+        "resumed_layers": done.times.resumed_layers,
     }
 
 
-def _print(
-    profile: Profile, checkpoint: Checkpoint, threshold: float, times: Times, num_samples: int, chat: bool
-) -> None:
+def _print(profile: Profile, checkpoint: Checkpoint, threshold: float, done: Calibrated) -> None:
     import numpy as np
 
     from gemma_surgery.calibration.heatmap import text_rows
-    from gemma_surgery.families.gemma3 import Gemma3
 
     layers = _layers(profile, Gemma3(checkpoint.config))
     strips = text_rows([np.asarray(values) for _, _, values in layers])
@@ -189,10 +170,11 @@ def _print(
         ("neurons, most active first", "left"),
     ]
     print_table("", columns, rows)
-    form = "chat turns" if chat else "raw text"
-    out().print(f"measured on {num_samples:,} samples, {profile.num_tokens:,} tokens, as {form}")
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.seconds.items())
-    resumed = f"; {times.resumed_layers} layers were there already" if times.resumed_layers else ""
+    form = "chat turns" if done.is_chat else "raw text"
+    out().print(f"measured on {done.samples:,} samples, {profile.num_tokens:,} tokens, as {form}")
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.times.seconds.items())
+    layers_there = done.times.resumed_layers
+    resumed = f"; {layers_there} layers were there already" if layers_there else ""
     out().print(f"{spent}{resumed}")
     out().print(f"written: {profile.path}")
 

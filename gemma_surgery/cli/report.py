@@ -16,7 +16,9 @@ WHERE = "report"
 PagePath = Annotated[Path, typer.Option("--output", "-o", help="The page to write.")]
 Evaluations = Annotated[
     list[Path] | None,
-    typer.Option("--evaluation", help="JSON of `eval --json`; one per step or candidate. May be repeated."),
+    typer.Option(
+        "--evaluation", help="JSON of `eval --json`, or of `compress --guard --json`. May be repeated."
+    ),
 ]
 ProfileFile = Annotated[Path | None, typer.Option("--profile", help="Profile of the original or of OUT.")]
 SearchFile = Annotated[Path | None, typer.Option("--search", help="JSON of `search --json`.")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +13,11 @@ import typer
 from gemma_surgery.checkpoint.whole_file import write_whole
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table, size
+from gemma_surgery.cli.measuring import Measure, with_profile
 from gemma_surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from gemma_surgery.checkpoint.model_folder import Checkpoint
-    from gemma_surgery.quality.referee import Referee
-    from gemma_surgery.search.journal import Journal, Measured
-    from gemma_surgery.search.search import Found, Measure
-    from gemma_surgery.search.space import Point, Space
+    from gemma_surgery.search.search import Found
 
 UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -47,6 +46,7 @@ def command(
     recipe: options.RecipeName = "mobile",
     overrides: options.Overrides = None,
     profile: options.Profile = None,
+    measure: Measure = True,
     calibration: Data = None,
     samples: Samples = 24,
     max_tokens: MaxTokens = 256,
@@ -67,6 +67,7 @@ def command(
     from gemma_surgery.quality.referee import Referee
     from gemma_surgery.recipes.recipe import load_recipe
     from gemma_surgery.search.journal import Journal
+    from gemma_surgery.search.measuring import measuring
     from gemma_surgery.search.search import Goal, measurements, search
     from gemma_surgery.search.space import Space, toml_of
 
@@ -79,16 +80,20 @@ def command(
     goal = Goal(None if target_size is None else parse_size(target_size), max_kl)
     source = open_checkpoint(model, revision)
     loaded = load_recipe(recipe, overrides or (), profile)
+    if measure:
+        loaded = with_profile(source, loaded, output, resume=True, quiet=quiet or json)
     passages = held_out_passages() if calibration is None else read_passages(calibration)
     referee = Referee(source, passages, samples=samples, max_tokens=max_tokens)
     space = Space(source, loaded, loaded.profile)
     journal = Journal(output.with_name(f"{output.name}.journal"), referee.identity)
     progress = CountProgress("searching", quiet or json)
     progress.begin(measurements(space, rounds))
-    measure = _measure(source, space, referee, journal, progress, threads)
-    found = search(space, goal, measure, rounds)
+    found = search(space, goal, measuring(space, referee, journal, threads, progress.advance), rounds)
     progress.finish()
     best = space.recipe(found.best)
+    if best.profile is not None:
+        # Recipe files name their neighbours relative to themselves.
+        best = replace(best, profile=os.path.relpath(best.path(best.profile), output.parent))
     text = toml_of(
         best,
         f"{found.best.label}: {found.measured.size_bytes:,} bytes, divergence {found.measured.kl:.4g} "
@@ -116,30 +121,6 @@ def parse_size(text: str) -> int:
     if found is None or found[2].lower().removesuffix("bytes") not in UNITS:
         raise SurgeryError("search", f"need a size such as `1.6GiB` or `900MB`, got `{text}`")
     return int(float(found[1]) * UNITS[found[2].lower().removesuffix("bytes")])
-
-
-def _measure(
-    source: Checkpoint,
-    space: Space,
-    referee: Referee,
-    journal: Journal,
-    progress: CountProgress,
-    threads: int | None,
-) -> Measure:
-    from gemma_surgery.recipes.recipe import make_plan
-    from gemma_surgery.search.journal import Measured
-
-    def measure(point: Point) -> Measured:
-        plan = make_plan(source, space.recipe(point))
-        known = journal.get(plan.sha256)
-        if known is None:
-            mean = referee.judge_plan(plan, threads=threads).kld.mean
-            known = Measured(plan.output_bytes, mean.value, mean.stderr)
-            journal.add(plan.sha256, known)
-        progress.advance(1)
-        return known
-
-    return measure
 
 
 def _print(found: Found, output: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from gemma_surgery.errors import SurgeryError
 
 FORMS = ("bf16", "4bit")
+# `mobile`, scaled from 34 layers to 8 and from 896 pixels to 224.
+SCALED = ("drop_layers.last=1", "reduce_resolution.image_size=168", "prune_neurons.protect_first=3")
 
 
 def demo_model_path(form: str) -> Path:

@@ -41,6 +41,8 @@ MM_TOKENS_DEFAULT = 256
 VISION_TOWER = "vision_tower."
 VISION = f"{VISION_TOWER}vision_model."
 PROJECTOR = "multi_modal_projector."
+# The linears behind the MLP's neurons, as a pattern of module paths.
+DOWN_PROJ = "*.mlp.down_proj"
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 IMAGE_ID_KEYS = ("boi_token_index", "eoi_token_index", "image_token_index")
 

@@ -19,7 +19,7 @@ from gemma_surgery.checkpoint.wording import listing
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.generation.loading import load
 from gemma_surgery.quality.contractions import contraction_samples, impossible_forms, score_contractions
-from gemma_surgery.quality.divergence import Comparison, Side, compare, token_logprobs
+from gemma_surgery.quality.divergence import Side, token_logprobs
 from gemma_surgery.quality.images import (
     AgreementReport,
     Description,
@@ -28,50 +28,36 @@ from gemma_surgery.quality.images import (
     describe_images,
     describe_scenes,
 )
-from gemma_surgery.quality.protocol import (
-    CHUNK_TOKENS,
-    Protocol,
-    Scored,
-    in_other_tokens,
-    is_chat,
-    make_protocol,
-)
+from gemma_surgery.quality.protocol import CHUNK_TOKENS, SAMPLES, Scored, is_chat
+from gemma_surgery.quality.referee import Referee
 from gemma_surgery.quality.reference_cache import (
     ReferenceCache,
     cache_key,
-    compare_cached,
     measure_reference,
     read_cache,
     write_cache,
 )
 from gemma_surgery.quality.repetition import continue_greedily
-from gemma_surgery.quality.results import Divergence, Evaluation, VocabularyReport
-from gemma_surgery.quality.statistics import (
-    kl_divergences,
-    perplexities,
-    perplexity,
-    same_top,
-    token_probabilities,
-)
-from gemma_surgery.quality.subject import ModelSource, Subject, split_side
+from gemma_surgery.quality.results import Evaluation
+from gemma_surgery.quality.statistics import perplexity
+from gemma_surgery.quality.step_costs import measure_steps
+from gemma_surgery.quality.subject import ModelSource, Progresses, Subject, split_side
 from gemma_surgery.quality.tasks import ExactTask, built_in_tasks, read_tasks, solve
-from gemma_surgery.quality.vocabulary import Credit, first_pieces
-from gemma_surgery.surgery.pool import Progress, Silent
+from gemma_surgery.surgery.pool import Silent
 
 if TYPE_CHECKING:
     from gemma_surgery.calibration.passages import Passage
     from gemma_surgery.generation.tokenizer import Tokenizer
     from gemma_surgery.models import Gemma3Model
+    from gemma_surgery.recipes.recipe import Recipe
 
 WHERE = "eval"
-SAMPLES = 32
 CONTINUATIONS = 8
 # The drawn scenes that the demo model knows, instead of a folder of images.
 SCENES = "scenes"
 # What can be left out.
 PARTS = ("divergence", "contractions", "repetition", "tasks", "images")
 
-Progresses = Callable[[str], Progress]
 Loaded = tuple["Gemma3Model", "Tokenizer"]
 
 
@@ -87,6 +73,7 @@ def evaluate(
     tasks: Path | None = None,
     skip: Collection[str] = (),
     cache: Path | None = None,
+    recipe: Recipe | None = None,
     progress: Progresses | None = None,
 ) -> Evaluation:
     """Measure a checkpoint, alone or against the one that it was made of.
@@ -107,12 +94,14 @@ def evaluate(
         cache: file that keeps the reference's distributions: written if it does not exist, else taken instead
             of running the reference; divergences are lower bounds then, and the reference's contractions are
             not measured.
+        recipe: the one that made the model of the reference: what each of its steps costs is measured too, on
+            the same samples.
         progress: makes a progress report for a phase of this name.
 
     Raises:
         SurgeryError: a checkpoint or file is not what it should be, or there is nothing to score.
     """
-    _check(samples, skip, reference, cache)
+    _check(samples, skip, reference, cache, recipe)
     subject = Subject.open(model)
     run = _Run(
         subject,
@@ -140,7 +129,11 @@ def evaluate(
     result = Evaluation(str(run.model.path), str(run.reference.path) if run.reference else None)
     if not {"divergence", "contractions"} <= set(skip):
         result = run.distributions(
-            result, cache, divergence="divergence" not in skip, contractions="contractions" not in skip
+            result,
+            cache,
+            recipe,
+            divergence="divergence" not in skip,
+            contractions="contractions" not in skip,
         )
     result = run.generations(result, questions, shown, repetition="repetition" not in skip)
     return replace(result, seconds=run.seconds, notes=tuple(run.notes))
@@ -161,19 +154,28 @@ class _Run:
     notes: list[str] = field(default_factory=list)
 
     def distributions(
-        self, result: Evaluation, cache: Path | None, *, divergence: bool, contractions: bool
+        self,
+        result: Evaluation,
+        cache: Path | None,
+        recipe: Recipe | None,
+        *,
+        divergence: bool,
+        contractions: bool,
     ) -> Evaluation:
         """Read the samples with both models and compare what they expect at each place."""
-        scored: list[Scored] = []
-        mine: list[Scored] = []
+        referee: Referee | None = None
+        scored: Sequence[Scored] = ()
+        mine: Sequence[Scored] = ()
         if divergence:
-            protocol, scored, mine = self._scored()
-            result = replace(result, protocol=protocol)
+            referee = self._referee()
+            scored = referee.scored
+            mine = scored if self.reference is None else referee.scored_by(self.model)
+            result = replace(result, protocol=referee.protocol)
         total = sum(len(each.tokens) for each in scored)
         known: ReferenceCache | None = None
         key = ""
-        if cache is not None and self.reference is not None and result.protocol is not None:
-            key = cache_key(self.reference.checkpoint.fingerprint, result.protocol, scored)
+        if cache is not None and self.reference is not None and referee is not None:
+            key = cache_key(self.reference.checkpoint.fingerprint, referee.protocol, scored)
             known = read_cache(cache, key, total) if cache.exists() else None
 
         side, forms = self._read(self.model, mine, contractions, "model")
@@ -184,30 +186,31 @@ class _Run:
                 scores = np.concatenate(token_logprobs(side))
                 result = replace(result, perplexity=perplexity(scores), positions=len(scores))
             return result
+        expected: Side | ReferenceCache | None = known
         if known is None:
             # A cache keeps none of these: the runs that write and that read it report the same.
             own_forms = contractions and cache is None
-            other, forms = self._read(self.reference, scored, own_forms, "reference")
+            expected, forms = self._read(self.reference, scored, own_forms, "reference")
             if own_forms:
                 result = replace(result, contractions_reference=score_contractions(token_logprobs(forms)))
-        if not divergence:
+        if referee is None:
             return result
-        if known is None and cache is not None:
+        if cache is not None and isinstance(expected, Side):
             with self._phase("reference's likeliest tokens", total) as advance:
-                known = measure_reference(other, advance=advance)
-            write_cache(cache, key, known)
-        pieces = first_pieces(self.reference.tokens, self.model.tokens)
-        credit = Credit(self.reference.tokens, self.model.tokens, pieces)
+                expected = measure_reference(expected, advance=advance)
+            write_cache(cache, key, expected)
+        referee.expected = expected
         with self._phase("comparing", total) as advance:
-            if known is None:
-                found = compare(other, side, credit, advance)
-            else:
-                found = compare_cached(known, (self.reference.tokens, scored), side, credit, advance)
-        compared = divergence_of(found, credit, is_lower_bound=known is not None)
-        return replace(result, divergence=compared, positions=len(found.kld))
+            compared = referee.compare(side, advance)
+        result = replace(result, divergence=compared, positions=compared.positions)
+        if recipe is not None:
+            begin = time.perf_counter()
+            result = replace(result, steps=tuple(measure_steps(self.reference.checkpoint, recipe, referee)))
+            self.seconds["steps"] = time.perf_counter() - begin
+        return result
 
-    def _scored(self) -> tuple[Protocol, list[Scored], list[Scored]]:
-        """What is scored, in the tokens of the reference (or of the model alone) and in the model's."""
+    def _referee(self) -> Referee:
+        """Knows what is scored, in the tokens of the reference or of the model alone."""
         base = self.reference or self.model
         # Chunks of raw text are cut out of all passages.
         passages = self.passages[: self.samples] if self.chat else self.passages
@@ -218,17 +221,15 @@ class _Run:
                 self.notes.append(
                     f"{given - len(passages)} passages are left out: not both models see images"
                 )
-        source, target = ((each.tokenizer, each.config) for each in (base, self.model))
-        protocol, scored = make_protocol(
-            passages, *source, chat=self.chat, max_tokens=self.max_tokens, most_chunks=self.samples
+        return Referee(
+            base,
+            passages,
+            samples=self.samples,
+            max_tokens=self.max_tokens,
+            chat=self.chat,
+            images=True,
+            progress=self.progress,
         )
-        mine = scored
-        if self.reference is not None:
-            mine = in_other_tokens(
-                passages, scored, source, target, chat=self.chat, max_tokens=self.max_tokens
-            )
-        has_text = [index for index, each in enumerate(scored) if len(each.tokens)]
-        return protocol, [scored[index] for index in has_text], [mine[index] for index in has_text]
 
     def generations(
         self,
@@ -321,7 +322,13 @@ class _Run:
         self.seconds[name] = time.perf_counter() - begin
 
 
-def _check(samples: int, skip: Collection[str], reference: ModelSource | None, cache: Path | None) -> None:
+def _check(
+    samples: int,
+    skip: Collection[str],
+    reference: ModelSource | None,
+    cache: Path | None,
+    recipe: Recipe | None,
+) -> None:
     unknown = sorted(set(skip) - set(PARTS))
     if unknown:
         raise SurgeryError(WHERE, f"need parts to skip out of {', '.join(PARTS)}, got {listing(unknown)}")
@@ -329,42 +336,8 @@ def _check(samples: int, skip: Collection[str], reference: ModelSource | None, c
         raise SurgeryError(WHERE, f"need 1 sample or more, got {samples}")
     if cache is not None and reference is None:
         raise SurgeryError(WHERE, "need a reference for a cache of it, got none", "give `--reference` too")
-
-
-def divergence_of(found: Comparison, credit: Credit, *, is_lower_bound: bool) -> Divergence:
-    """Figures of a comparison.
-
-    Raises:
-        SurgeryError: the models share no place of the texts, or none that the candidate can write.
-    """
-    if not len(found.kld):
-        raise SurgeryError(
-            WHERE,
-            "need texts that both tokenizers write alike, got none",
-            "compare checkpoints of one family",
-        )
-    possible = np.isfinite(found.candidate_logprob) & np.isfinite(found.reference_logprob)
-    base, own = found.reference_logprob[possible], found.candidate_logprob[possible]
-    if not len(base):
-        raise SurgeryError(
-            WHERE,
-            f"need text that the model has tokens for, got none of {len(possible):,} places",
-            "is the tokenizer the one that belongs to the checkpoint?",
-        )
-    vocabulary = VocabularyReport(
-        respelled=credit.num_respelled,
-        without_piece=credit.num_without_piece,
-        lost_mass=float(found.lost.mean()),
-        worst_lost_mass=float(found.lost.max()),
-        unmatched_reference=found.unmatched[0],
-        unmatched_candidate=found.unmatched[1],
-        impossible=int((~possible).sum()),
-    )
-    return Divergence(
-        kl_divergences(found.kld),
-        is_lower_bound,
-        same_top(found.same_top),
-        perplexities(base, own),
-        token_probabilities(base, own),
-        vocabulary,
-    )
+    if recipe is not None and (reference is None or "divergence" in skip):
+        lack, hint = ("a reference", "give `--reference` too")
+        if reference is not None:
+            lack, hint = ("the divergence", "do not leave it out with `--skip`")
+        raise SurgeryError(WHERE, f"need {lack} for the cost of each step, got none", hint)

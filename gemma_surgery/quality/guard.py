@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gemma_surgery.checkpoint.json_types import Json
 from gemma_surgery.checkpoint.model_folder import Checkpoint
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.quality.referee import Referee
-from gemma_surgery.recipes.recipe import Recipe, make_plan
+from gemma_surgery.quality.step_costs import StepCost, measure_steps
+from gemma_surgery.recipes.recipe import Recipe
 from gemma_surgery.surgery.plan import Plan
 
 WHERE = "guard"
@@ -42,31 +42,6 @@ class Limit:
         return Limit(float(text.split("=")[1]))
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What the recipe has cost up to and with a step.
-
-    Attributes:
-        step: its name.
-        number: its place in the recipe, from 1.
-        kl: mean divergence in nats; None where the step changes no answer and was not measured.
-        stderr: standard error of it.
-        is_kept: whether the step is part of the result.
-        size_bytes: of the tensors afterwards.
-    """
-
-    step: str
-    number: int
-    kl: float | None
-    stderr: float | None
-    is_kept: bool
-    size_bytes: int
-
-    def to_json(self) -> dict[str, Json]:
-        """For `--json` and the report."""
-        return dict(vars(self))
-
-
 def guarded(
     source: Checkpoint,
     recipe: Recipe,
@@ -91,37 +66,43 @@ def guarded(
         on_step: told of every step when it is decided.
 
     Returns:
-        The recipe of the steps that stayed, and what each step cost.
+        The recipe of the steps that stayed, and what every step cost.
 
     Raises:
         SurgeryError: a limit was passed, a step warns of a published failure, or a plan cannot be made.
     """
-    kept = replace(recipe, steps=())
-    costs: list[StepCost] = []
-    for number, (name, step) in enumerate(recipe.steps, 1):
-        trial = replace(recipe, steps=(*kept.steps, (name, step)))
-        plan = make_plan(source, trial)
-        if step.changes_answers:
-            _heed(plan, action)
-            mean = referee.judge_plan(plan, f"after {name}", threads=threads, folder=folder).kld.mean
-            kl, stderr = mean.value, mean.stderr
-        else:
-            kl, stderr = None, None
-        passed = kl is not None and not kl <= limit.kl
-        if passed and action == "stop":
+
+    def keeps(cost: StepCost) -> bool:
+        if cost.divergence is None or cost.divergence.kld.mean.value <= limit.kl:
+            return True
+        mean = cost.divergence.kld.mean
+        if action == "stop":
             raise SurgeryError(
                 WHERE,
-                f"need a divergence of at most {limit.kl:g}, got {kl:.4g} +- {stderr:.2g} after "
-                f"step {number}, `{name}`; nothing was written",
+                f"need a divergence of at most {limit.kl:g}, got {mean.value:.4g} +- {mean.stderr:.2g} after "
+                f"step {cost.number}, `{cost.step}`; nothing was written",
                 "soften or remove the step, raise the limit, or leave such steps out with "
                 "`--guard-action skip`",
             )
-        costs.append(StepCost(name, number, kl, stderr, not passed, plan.output_bytes))
-        kept = kept if passed else trial
-        on_step(costs[-1])
-    if not kept.steps:
+        return False
+
+    costs: list[StepCost] = []
+    measured = measure_steps(
+        source,
+        recipe,
+        referee,
+        before=lambda plan: _heed(plan, action),
+        keeps=keeps,
+        folder=folder,
+        threads=threads,
+    )
+    for cost in measured:
+        costs.append(cost)
+        on_step(cost)
+    kept = tuple(step for step, cost in zip(recipe.steps, costs, strict=True) if cost.is_kept)
+    if not kept:
         raise SurgeryError(WHERE, f"need a step within kl={limit.kl:g}, got none", "raise the limit")
-    return kept, costs
+    return replace(recipe, steps=kept), costs
 
 
 def _heed(plan: Plan, action: Action) -> None:

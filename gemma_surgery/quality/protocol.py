@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int32]
 
+SAMPLES = 32
 # llama.cpp's default context.
 CHUNK_TOKENS = 512
 SMALLEST_CHUNK = 8

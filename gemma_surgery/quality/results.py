@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gemma_surgery.quality.images import AgreementReport, SceneReport
     from gemma_surgery.quality.protocol import Protocol
     from gemma_surgery.quality.repetition import Repetitions
+    from gemma_surgery.quality.step_costs import StepCost
     from gemma_surgery.quality.tasks import TaskReport
 
 
@@ -47,6 +48,7 @@ class Divergence:
     """A candidate against its reference, over all places where their tokens meet.
 
     Attributes:
+        positions: places that were compared.
         kld: nats, `sum p (ln p - ln q)` with p the reference's.
         is_lower_bound: whether the reference came from a cache, which lumps its unlikely tokens together.
         same_top: share of places with the same likeliest token.
@@ -55,12 +57,25 @@ class Divergence:
         vocabulary: how the two vocabularies fit.
     """
 
+    positions: int
     kld: Spread
     is_lower_bound: bool
     same_top: Estimate
     perplexities: Perplexities
     probabilities: TokenProbabilities
     vocabulary: VocabularyReport
+
+
+def main_figures(found: Divergence | None) -> dict[str, object]:
+    """The figures that a divergence is quoted by, for `--json`; null where it was not measured."""
+    return {
+        "mean_kld": finite(found.kld.mean.value) if found else None,
+        "kld_stderr": finite(found.kld.mean.stderr) if found else None,
+        "kld_99": finite(found.kld.percentiles[99.0]) if found else None,
+        "kld_is_lower_bound": found.is_lower_bound if found else None,
+        "same_top": finite(found.same_top.value) if found else None,
+        "same_top_stderr": finite(found.same_top.stderr) if found else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Evaluation:
         positions: places that were scored.
         perplexity: of the model per token of its own; None with a reference, whose places decide then.
         divergence: None without a reference.
+        steps: what each step of the recipe costs that made the model of the reference.
         impossible_forms: contractions such as `I's` in the greedy continuations.
         seconds: by phase.
         notes: what could not be measured, and why.
@@ -85,6 +101,7 @@ class Evaluation:
     positions: int = 0
     perplexity: Estimate | None = None
     divergence: Divergence | None = None
+    steps: tuple[StepCost, ...] | None = None
     contractions: Contractions | None = None
     contractions_reference: Contractions | None = None
     repetition: Repetitions | None = None
@@ -102,12 +119,7 @@ class Evaluation:
         return {
             "model": self.model,
             "reference": self.reference,
-            "mean_kld": finite(found.kld.mean.value) if found else None,
-            "kld_stderr": finite(found.kld.mean.stderr) if found else None,
-            "kld_99": finite(found.kld.percentiles[99.0]) if found else None,
-            "kld_is_lower_bound": found.is_lower_bound if found else None,
-            "same_top": finite(found.same_top.value) if found else None,
-            "same_top_stderr": finite(found.same_top.stderr) if found else None,
+            **main_figures(found),
             "ppl": finite(ppl.value) if ppl else None,
             "ppl_stderr": finite(ppl.stderr) if ppl else None,
             "ppl_reference": finite(found.perplexities.reference.value) if found else None,
@@ -120,6 +132,7 @@ class Evaluation:
             "perplexity": found.perplexities.to_json() if found else None,
             "token_probabilities": found.probabilities.to_json() if found else None,
             "vocabulary": found.vocabulary.to_json() if found else None,
+            "steps": None if self.steps is None else [each.to_json() for each in self.steps],
             "contractions": self.contractions.to_json() if self.contractions else None,
             "contractions_reference": (
                 self.contractions_reference.to_json() if self.contractions_reference else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ from gemma_surgery.quality.vocabulary import ModelTokens
 from gemma_surgery.surgery.pool import Progress
 
 ModelSource = str | Path | Checkpoint
+# Makes a progress report for a phase of this name.
+Progresses = Callable[[str], Progress]
 
 
 @dataclass(frozen=True, eq=False)

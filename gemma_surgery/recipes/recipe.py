@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-FILE_KEYS = {"description", "profile", "steps"}
+FILE_KEYS = {"description", "measure", "profile", "steps"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Recipe:
         description: one line.
         steps: step name and instance, in order.
         profile: of the checkpoint, for every step that takes one and names none; as it was written.
+        measure: whether the checkpoint is to be profiled before, where no profile is given.
         located: where the files lie that are named as the keys say; others: as written.
     """
 
@@ -42,6 +43,7 @@ class Recipe:
     description: str
     steps: tuple[tuple[str, Step], ...]
     profile: str | None = None
+    measure: bool = False
     located: Mapping[str, Path] = dataclasses.field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Json]:
@@ -173,6 +175,11 @@ def _build(
     profile = document.get("profile")
     if profile is not None and not isinstance(profile, str):
         errors.append(SurgeryError("recipe", f"need a text, got {profile!r} for `profile` in `{where}`"))
+    measure = document.get("measure", False)
+    if not isinstance(measure, bool):
+        errors.append(
+            SurgeryError("recipe", f"need true or false, got {measure!r} for `measure` in `{where}`")
+        )
     entries = document.get("steps")
     steps: list[tuple[str, Step]] = []
     if not isinstance(entries, list) or not entries:
@@ -198,7 +205,7 @@ def _build(
                 SurgeryError("recipe", f"need `{once}` at most once, got it {names.count(once)} times")
             )
     _raise_all(errors)
-    return Recipe(name, description, tuple(steps), profile)
+    return Recipe(name, description, tuple(steps), profile, measure)
 
 
 def _construct(cls: type[Any], parameters: Mapping[str, Any], where: str, errors: list[SurgeryError]) -> Any:

@@ -51,8 +51,9 @@ def write_card(folder: Path, text: str) -> Path:
 
 def render_card(material: Material) -> str:
     """The card's Markdown, front matter first."""
+    # Other candidates, and the steps that made them, are not what the card is of.
+    material = replace(material, step_costs=material.own_step_costs)
     if material.final is not None:
-        # Other candidates and earlier steps are not what the card is of.
         material = replace(material, evaluations=(material.final,))
     outcome = material.outcome
     environment = Environment(
@@ -68,7 +69,7 @@ def render_card(material: Material) -> str:
     environment.filters["table"] = _table
     environment.filters["fenced"] = _fenced
     smaller = 1 - outcome.output_bytes / max(1, outcome.source_bytes)
-    quality = _tables(quality_section(material).blocks, {"figures"})
+    quality = _tables(quality_section(material).blocks, {"figures", "step-kld"})
     speed = _tables(speed_section(material).blocks, {"speeds"})
     return environment.get_template("card.md.jinja").render(
         mark=Markup(MARK),

@@ -55,7 +55,7 @@ def collect(files: Files, progress: Progress | None = None) -> Material:
         SurgeryError: a file is not what it should be.
     """
     outcome = read_outcome(files.folder)
-    evaluations = tuple(read_evaluation(path) for path in files.evaluations)
+    measured = [read_evaluation(path) for path in files.evaluations]
     activity = None
     if files.profile is not None:
         own = outcome.checkpoint.fingerprint
@@ -70,7 +70,8 @@ def collect(files: Files, progress: Progress | None = None) -> Material:
     answers, image_answers = _answers(files, reference, multimodal, progress or Silent())
     return Material(
         outcome=outcome,
-        evaluations=evaluations,
+        evaluations=tuple(whole for whole, _ in measured if whole is not None),
+        step_costs=tuple(steps for _, steps in measured if steps is not None),
         activity=activity,
         search=search,
         speeds=speeds,

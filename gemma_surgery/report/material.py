@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gemma_surgery.report.activity import Activity
 from gemma_surgery.report.answers import Answer
+from gemma_surgery.report.divergences import StepCosts
 from gemma_surgery.report.measurements import Evaluation, Search, Speed
 from gemma_surgery.report.outcome import Outcome
 
@@ -17,6 +18,7 @@ class Material:
     Attributes:
         outcome: of the run.
         evaluations: in the order in which they were given.
+        step_costs: what each step of a recipe costs, of every file that says.
         activity: of a profile.
         search: points and sensitivities.
         speeds: rows of `bench`.
@@ -33,6 +35,7 @@ class Material:
 
     outcome: Outcome
     evaluations: tuple[Evaluation, ...] = ()
+    step_costs: tuple[StepCosts, ...] = ()
     activity: Activity | None = None
     search: Search = field(default_factory=Search)
     speeds: tuple[Speed, ...] = ()
@@ -48,11 +51,15 @@ class Material:
 
     @property
     def final(self) -> Evaluation | None:
-        """The evaluation of the output itself: named like its folder, or after the recipe's last step."""
-        steps = self.outcome.step_names
-        for each in self.evaluations:
-            if (each.step and steps and each.label == steps[-1]) or (
-                not each.step and each.label == self.outcome.name
-            ):
-                return each
-        return None
+        """The evaluation of the output itself: the one named like its folder."""
+        return next((each for each in self.evaluations if each.label == self.outcome.name), None)
+
+    @property
+    def own_step_costs(self) -> tuple[StepCosts, ...]:
+        """Those of the recipe that made the output."""
+        name, plan = self.outcome.name, self.outcome.plan_sha256
+        return tuple(
+            each
+            for each in self.step_costs
+            if (each.plan_sha256 == plan if each.plan_sha256 else each.label == name)
+        )

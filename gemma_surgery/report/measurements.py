@@ -7,15 +7,18 @@ from pathlib import Path, PurePath
 
 from gemma_surgery.checkpoint.wording import literal
 from gemma_surgery.errors import SurgeryError
+from gemma_surgery.report.divergences import (
+    Divergence,
+    Measured,
+    Protocol,
+    StepCosts,
+    divergence_of,
+    measured,
+    numbers,
+    protocol_of,
+    step_costs,
+)
 from gemma_surgery.report.fields import WHERE, Fields, read_documents
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value and its standard error, 0 where there is none."""
-
-    value: float
-    stderr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,13 @@ class Evaluation:
     """One JSON of `eval`; what was not measured is None.
 
     Attributes:
-        label: the step that it was measured after, or the folder's name.
-        step: whether the label is a step.
-        percentiles: of the divergence, by percent.
+        label: the folder's name.
         wrong_contractions: contexts in which a wrong form is likelier; None: not measured.
         impossible_forms: such as `I's`, in the greedy continuations.
     """
 
     label: str
-    step: bool
-    kld: Measured | None
-    kld_is_lower_bound: bool
-    percentiles: dict[str, float]
-    kld_max: float | None
+    divergence: Divergence | None
     same_top: Measured | None
     ppl: float | None
     ppl_reference: float | None
@@ -72,44 +69,48 @@ class Evaluation:
     continuations: int | None
     longest_loop_tokens: int | None
     images: Images | None
-    protocol: str
-    data_sha256: str
+    protocol: Protocol
     reference: str
     notes: tuple[str, ...]
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read the JSON of one `eval --json`.
+def read_evaluation(path: Path) -> tuple[Evaluation | None, StepCosts | None]:
+    """Read the JSON of `eval --json`, or of `compress --guard --json`, which measures steps alone.
+
+    Returns:
+        What was measured of the whole, and by step; None for what was not.
 
     Raises:
         SurgeryError: unreadable, malformed, or of another command.
     """
     document = read_documents(path)[-1]
+    if "guard" in document.values:
+        protocol = protocol_of(document.part("guard_protocol"))
+        plan_sha256 = document.text("plan_sha256") or ""
+        return None, step_costs(document, "guard", path.stem, protocol, plan_sha256)
     if "mean_kld" not in document.values and "ppl" not in document.values:
         raise SurgeryError(
             WHERE,
-            f"need the JSON of `gemma-surgery eval --json`, got another one in {document.place}",
+            "need the JSON of `gemma-surgery eval --json` or `compress --guard ... --json`, got another one "
+            f"in {document.place}",
         )
-    kld = document.part("kld")
-    percentiles = kld.part("percentiles") if kld else None
+    found = _evaluation(document, path)
+    return found, step_costs(document, "steps", found.label, found.protocol)
+
+
+def _evaluation(document: Fields, path: Path) -> Evaluation:
     perplexity = document.part("perplexity")
     ratio = perplexity.part("ratio") if perplexity else None
     repetition = document.part("repetition")
     contractions = document.part("contractions")
-    protocol = document.part("protocol")
-    step = document.text("step")
     forms = document.texts("impossible_forms")
     return Evaluation(
-        label=step or _folder_name(document.text("model") or path.stem),
-        step=step is not None,
-        kld=_measured(document, "mean_kld", "kld_stderr"),
-        kld_is_lower_bound=document.flag("kld_is_lower_bound"),
-        percentiles=_numbers(percentiles),
-        kld_max=kld.number("max") if kld else None,
-        same_top=_measured(document, "same_top", "same_top_stderr"),
+        label=_folder_name(document.text("model") or path.stem),
+        divergence=divergence_of(document),
+        same_top=measured(document, "same_top", "same_top_stderr"),
         ppl=document.number("ppl"),
         ppl_reference=document.number("ppl_reference"),
-        ppl_ratio=_measured(ratio, "value", "stderr"),
+        ppl_ratio=measured(ratio, "value", "stderr"),
         positions=document.integer("positions"),
         tasks=_score(document.part("tasks")),
         contractions=_score(contractions),
@@ -120,8 +121,7 @@ def read_evaluation(path: Path) -> Evaluation:
         continuations=repetition.integer("continuations") if repetition else None,
         longest_loop_tokens=repetition.integer("longest_loop_tokens") if repetition else None,
         images=_images(document),
-        protocol=_protocol(protocol),
-        data_sha256=(protocol.text("data_sha256") or "") if protocol else "",
+        protocol=protocol_of(document.part("protocol")),
         reference=_folder_name(document.text("reference") or ""),
         notes=document.texts("notes"),
     )
@@ -236,16 +236,11 @@ def read_speeds(path: Path) -> tuple[Speed, ...]:
                 bytes_per_token=row.number("bytes_per_token"),
                 bandwidth_fraction=row.number("bandwidth_fraction"),
                 trials=row.integer("num_trials"),
-                ratios=_numbers(row.part("ratios")),
+                ratios=numbers(row.part("ratios")),
                 against=_folder_name(row.text("against") or ""),
             )
         )
     return tuple(rows)
-
-
-def _measured(fields: Fields | None, key: str, error: str) -> Measured | None:
-    value = fields.number(key) if fields else None
-    return None if fields is None or value is None else Measured(value, fields.number(error) or 0.0)
 
 
 def _score(fields: Fields | None) -> Score | None:
@@ -270,28 +265,6 @@ def _images(document: Fields) -> Images | None:
         descriptions=fields.texts("descriptions"),
         descriptions_reference=fields.texts("descriptions_reference"),
     )
-
-
-def _protocol(fields: Fields | None) -> str:
-    if fields is None:
-        return ""
-    name, chunking = fields.text("name"), fields.text("chunking")
-    samples, passages = fields.integer("samples"), fields.integer("passages")
-    parts = [f"{name}: {chunking}" if name and chunking else name or ""]
-    if fields.text("bos"):
-        parts.append(f"begins with {fields.text('bos')}")
-    if fields.text("chat_format"):
-        parts.append(f"chat format {fields.text('chat_format')}")
-    if samples is not None and passages is not None:
-        parts.append(f"{samples:,} samples of {passages:,} passages")
-    return "; ".join(part for part in parts if part)
-
-
-def _numbers(fields: Fields | None) -> dict[str, float]:
-    if fields is None:
-        return {}
-    found = {key: fields.number(key) for key in fields.values}
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def _rate(row: Fields, key: str) -> tuple[float, float, float]:

@@ -67,10 +67,10 @@ def key_figures(material: Material) -> Iterator[KeyFigure]:
     outcome = material.outcome
     yield KeyFigure("size", size(outcome.output_bytes), f"of {size(outcome.source_bytes)}")
     final = material.final
-    if final is not None and final.kld is not None:
-        bound = "at least; " if final.kld_is_lower_bound else ""
-        detail = f"{bound}± {three_digits(final.kld.stderr)}"
-        yield KeyFigure("mean KL, nats", three_digits(final.kld.value), detail)
+    if final is not None and final.divergence is not None:
+        bound, mean = "at least; " if final.divergence.is_lower_bound else "", final.divergence.mean
+        detail = f"{bound}± {three_digits(mean.stderr)}"
+        yield KeyFigure("mean KL, nats", three_digits(mean.value), detail)
     if final is not None and final.same_top is not None:
         yield KeyFigure(
             "same likeliest token", percent(final.same_top.value), f"of {final.positions or 0:,} places"

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import profiled, samples_of
+from safetensors.numpy import save_file
 
 from gemma_surgery.calibration import measure
-from gemma_surgery.calibration.profile import FINGERPRINT_KEY, pack_hessian, read_profile, write_profile
+from gemma_surgery.calibration.profile import FINGERPRINT_KEY, pack_hessian, read_profile
 from gemma_surgery.errors import SurgeryError
 
 LINEAR = "language_model.model.layers.3.mlp.down_proj"
@@ -21,7 +22,7 @@ MLP = "language_model.model.layers.3.mlp."
 def write(tmp_path: Path) -> Callable[..., Path]:
     def one(**statistics: object) -> Path:
         path = tmp_path / "profile.safetensors"
-        write_profile(path, {FINGERPRINT_KEY: "mine", "tokens": "12"}, statistics)
+        save_file(statistics, path, {FINGERPRINT_KEY: "mine", "tokens": "12"})
         return path
 
     return one
@@ -75,7 +76,7 @@ def test_a_profile_of_another_checkpoint_is_refused(write) -> None:
 
 
 def test_a_file_without_a_fingerprint_is_refused(tmp_path: Path) -> None:
-    write_profile(tmp_path / "p", {}, {"x": np.ones(3, np.float32)})
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "p")
     with pytest.raises(SurgeryError, match="got one of nothing"):
         read_profile(tmp_path / "p", "mine")
 

@@ -40,7 +40,9 @@ def test_plan_needs_no_output_and_prints_stable_json(tiny: Path) -> None:
 def test_compress_verify_and_inspect_from_the_shell(tiny: Path, tmp_path: Path) -> None:
     before = folder_hashes(tiny)
     target = tmp_path / "out"
-    result = last_json(run("compress", tiny, "-o", target, "--recipe", "mobile", *SETTINGS, "--json"))
+    result = last_json(
+        run("compress", tiny, "-o", target, "--recipe", "mobile", *SETTINGS, "--no-measure", "--json")
+    )
     planned = last_json(run("plan", tiny, "--recipe", "mobile", *SETTINGS, "--json"))
     assert {key: result[key] for key in planned} == planned
     for key in ("seconds", "read_bytes", "written_bytes", "peak_anonymous_bytes"):
@@ -64,7 +66,9 @@ def test_inspect_names_the_duplicate_head(tiny: Path) -> None:
 
 
 def test_stages_write_the_same_as_the_recipe_cut_short(tiny: Path, tmp_path: Path) -> None:
-    result = run("compress", tiny, "-o", tmp_path / "out", "--recipe", "mobile", *SETTINGS, "--stages")
+    result = run(
+        "compress", tiny, "-o", tmp_path / "out", "--recipe", "mobile", *SETTINGS, "--no-measure", "--stages"
+    )
     assert result.returncode == 0, result.stderr
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
     assert names == [
@@ -83,7 +87,7 @@ def test_stages_write_the_same_as_the_recipe_cut_short(tiny: Path, tmp_path: Pat
 
 def test_verify_finds_a_flipped_bit_and_exits_with_1(tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    assert run("compress", tiny, "-o", target, *SETTINGS).returncode == 0
+    assert run("compress", tiny, "-o", target, *SETTINGS, "--no-measure").returncode == 0
     path = target / "vision_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
@@ -97,7 +101,7 @@ def test_verify_finds_a_flipped_bit_and_exits_with_1(tiny: Path, tmp_path: Path)
 
 def test_verify_finds_a_config_that_disagrees(tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    assert run("compress", tiny, "-o", target, *SETTINGS).returncode == 0
+    assert run("compress", tiny, "-o", target, *SETTINGS, "--no-measure").returncode == 0
     config = json.loads((target / "config.json").read_text())
     config["text_config"]["mm_tokens_per_image"] = 16
     config["vision_config"]["image_size"] = 224
@@ -111,7 +115,7 @@ def test_verify_finds_a_config_that_disagrees(tiny: Path, tmp_path: Path) -> Non
 
 def test_verify_against_another_checkpoint_says_so(tiny: Path, tiny_dense: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    assert run("compress", tiny, "-o", target, *SETTINGS).returncode == 0
+    assert run("compress", tiny, "-o", target, *SETTINGS, "--no-measure").returncode == 0
     result = run("verify", target, "--against", tiny_dense)
     assert result.returncode == 1
     assert "made of another checkpoint" in result.stdout
@@ -120,9 +124,15 @@ def test_verify_against_another_checkpoint_says_so(tiny: Path, tiny_dense: Path,
 ERRORS: dict[str, tuple[list[str], str]] = {
     "no such model": (["plan", "nowhere"], "nowhere"),
     "no such recipe": (["plan", "TINY", "--recipe", "nope"], "need a preset"),
-    "existing target": (["compress", "TINY", "-o", "TAKEN", *SETTINGS], "exists"),
-    "target is the source": (["compress", "TINY", "-o", "TINY", *SETTINGS], "apart from the source"),
-    "target inside the source": (["compress", "TINY", "-o", "TINY/out", *SETTINGS], "outside the source"),
+    "existing target": (["compress", "TINY", "-o", "TAKEN", *SETTINGS, "--no-measure"], "exists"),
+    "target is the source": (
+        ["compress", "TINY", "-o", "TINY", *SETTINGS, "--no-measure"],
+        "apart from the source",
+    ),
+    "target inside the source": (
+        ["compress", "TINY", "-o", "TINY/out", *SETTINGS, "--no-measure"],
+        "outside the source",
+    ),
     "a step that does not fit": (["plan", "TINY", "--set", "drop_layers.last=7"], "need at least 6"),
     "verify something else": (["verify", "TAKEN"], "TAKEN"),
     "an unknown shape": (["synth", "gemma-3-5b", "-o", "new"], "need a shape like"),
@@ -183,7 +193,7 @@ def test_demo_counts_right_answers_of_all_three_checkpoints(tmp_path: Path) -> N
 
 def test_an_unfinished_run_resumes_from_the_shell(tiny: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
-    assert run("compress", tiny, "-o", first, *SETTINGS, "--resume").returncode == 0
-    result = run("compress", tiny, "-o", first, *SETTINGS, "--resume")
+    assert run("compress", tiny, "-o", first, *SETTINGS, "--no-measure", "--resume").returncode == 0
+    result = run("compress", tiny, "-o", first, *SETTINGS, "--no-measure", "--resume")
     assert result.returncode == 2 and "exists" in result.stderr
-    assert run("compress", tiny, "-o", first, *SETTINGS, "--overwrite").returncode == 0
+    assert run("compress", tiny, "-o", first, *SETTINGS, "--no-measure", "--overwrite").returncode == 0

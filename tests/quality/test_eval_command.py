@@ -9,6 +9,7 @@ import pytest
 
 from gemma_surgery.calibration.passages import read_passages
 from gemma_surgery.cli import main
+from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.quality.evaluation import evaluate
 
 
@@ -67,9 +68,36 @@ def test_the_table_names_protocol_and_figures(run, mobile, dense, data) -> None:
     assert "reference: " in err and " s left" in err and "model: " in err
 
 
+def test_steps_are_a_list_in_the_json_and_a_table_for_people(run, mobile, dense, data) -> None:
+    parts = [item for part in ("contractions", "repetition", "tasks") for item in ("--skip", part)]
+    options = ("--reference", dense, "--calibration", data, "--samples", 2, "--steps", *parts)
+    code, out, err = run(mobile, *options, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    document = json.loads(out.splitlines()[-1])
+    steps = document["steps"]
+    assert [each["step"] for each in steps][:2] == ["quantize", "tie_head"]
+    assert steps[0]["kld"]["percentiles"].keys() == document["kld"]["percentiles"].keys()
+    measured = [each["mean_kld"] for each in steps if each["mean_kld"] is not None]
+    assert measured[-1] == document["mean_kld"]
+    code, out, err = run(mobile, *options)
+    assert code == 0 and "what the recipe costs step by step" in out
+    for each in steps:
+        (line,) = (line for line in out.splitlines() if f"{each['number']} {each['step']}" in line)
+        shown = "unchanged" if each["mean_kld"] is None else f"{each['mean_kld']:.6f} ± "
+        assert shown in line, line
+    assert "after drop_layers: " in err and "after tie_head" not in err
+
+
 def test_perplexity_alone_needs_no_reference(run, dense, data) -> None:
     code, out, _ = run(dense, "--calibration", data, "--skip", "tasks", "--skip", "repetition", "--quiet")
     assert code == 0 and "perplexity" in out and "KL divergence" not in out
+
+
+def test_steps_of_another_original_are_refused(run, mobile, data) -> None:
+    code, out, err = run(mobile, "--reference", demo_model_path("4bit"), "--calibration", data, "--steps")
+    assert code == 2 and out == ""
+    assert err.startswith("error: [eval] `mobile` is made of another checkpoint: fingerprint ")
+    assert "hint: give the checkpoint as `--reference` that it was made of" in err
 
 
 @pytest.mark.parametrize(
@@ -81,6 +109,12 @@ def test_perplexity_alone_needs_no_reference(run, dense, data) -> None:
             "error: [eval] need a reference for a cache of it, got none\nhint: give `--reference`",
         ),
         (("--reference", "nowhere"), "error: [checkpoint] need a folder or a Hugging Face repository id"),
+        (("--steps",), "error: [eval] need `--reference` with `--steps`, got none"),
+        (
+            ("--steps", "--reference", demo_model_path("4bit")),
+            "error: [eval] need a `surgery.json` in `",
+        ),
+        (("--profile", __file__), "error: [eval] need `--steps` with `--profile`, got none"),
         (("--calibration", "nowhere.txt"), "error: ["),
         (("--images", "nowhere"), "error: ["),
     ],

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from compressing import SCALED, plan_recipe
 from report_pages import Page
+from safetensors.numpy import save_file
 
 from gemma_surgery.calibration.passages import Passage
-from gemma_surgery.calibration.profile import FINGERPRINT_KEY, TOKENS_KEY, write_profile
+from gemma_surgery.calibration.profile import FINGERPRINT_KEY, TOKENS_KEY
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
 from gemma_surgery.cli import main
 from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.demo_model.scenes import random_scene, render
 from gemma_surgery.demo_model.tasks import ENGLISH_KINDS, random_task
 from gemma_surgery.quality.evaluation import evaluate
+from gemma_surgery.quality.step_costs import recipe_behind
 from gemma_surgery.report.collect import Files, collect
 from gemma_surgery.report.page import render_page
 from gemma_surgery.surgery.executor import execute
@@ -72,27 +74,46 @@ def report(run: Run, mobile: Path, tmp_path: Path) -> Report:
 
 @pytest.fixture(scope="session")
 def evaluation(mobile: Path, original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `eval --json` says of the compressed demo model."""
+    """What `eval --steps --json` says of the compressed demo model."""
     rng = random.Random(1)
     tasks = [random_task(rng, kind, split="held_out") for kind in ENGLISH_KINDS]
     passages = tuple(Passage(task.kind, task.prompt, task.answer) for task in tasks)
     path = tmp_path_factory.mktemp("evaluation") / "eval.json"
-    path.write_text(json.dumps(evaluate(mobile, original, passages, skip=("tasks",)).to_json()))
+    recipe = recipe_behind(open_checkpoint(mobile), open_checkpoint(original))
+    found = evaluate(mobile, original, passages, skip=("tasks",), recipe=recipe)
+    path.write_text(json.dumps(found.to_json()))
     return path
 
 
 @pytest.fixture(scope="session")
-def step_evaluations(evaluation: Path) -> list[Path]:
-    """The same as if it had been measured after two steps, with figures that stand out."""
+def other_evaluations(evaluation: Path) -> list[Path]:
+    """The same as if it were of two other candidates, with figures that stand out."""
     paths = []
-    for index, (step, mean) in enumerate((("drop_layers", 0.0123), ("prune_neurons", 0.0456))):
+    for index, (name, mean) in enumerate((("wide", 0.0123), ("narrow", 0.0456))):
         document = json.loads(evaluation.read_text())
-        document |= {"step": step, "mean_kld": mean, "kld_stderr": mean / 10}
+        document |= {"model": f"elsewhere/{name}", "mean_kld": mean, "kld_stderr": mean / 10, "steps": None}
         document["impossible_forms"] = ["I's"] if index else []
-        path = evaluation.with_name(f"step{index}.json")
+        path = evaluation.with_name(f"{name}.json")
         path.write_text(json.dumps(document))
         paths.append(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The part of a `compress --guard --json` that is read: three steps, of which one was left out."""
+    percentiles = {"99.9": 1.5, "99": 0.9, "95": 0.5, "90": 0.4, "50": 0.03, "10": 1e-4, "1": 1e-6}
+    measured = {"kld_stderr": 0.001, "kld_is_lower_bound": False, "same_top": 0.91, "size_bytes": 4321}
+    kld = {"percentiles": percentiles, "max": 2.5, "min": 0.0}
+    unmeasured = {"mean_kld": None, "kld": None, "size_bytes": 4000, "is_kept": True}
+    steps = [
+        {**measured, "step": "quantize", "number": 1, "mean_kld": 0.0312, "kld": kld, "is_kept": True},
+        {**measured, "step": "drop_layers", "number": 2, "mean_kld": 0.754, "kld": kld, "is_kept": False},
+        {**unmeasured, "step": "split_weights", "number": 3},
+    ]
+    path = tmp_path_factory.mktemp("guard") / "guarded.json"
+    path.write_text(json.dumps({"plan_sha256": "0" * 64, "steps": [], "guard": steps}))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +133,7 @@ def profile(original: Path, activations: np.ndarray, tmp_path_factory: pytest.Te
         statistics[f"{prefix}{layer}.block_influence"] = np.array([0.01 * (layer + 1)], np.float32)
     path = tmp_path_factory.mktemp("profile") / "profile.safetensors"
     metadata = {FINGERPRINT_KEY: open_checkpoint(original).fingerprint, TOKENS_KEY: "4321"}
-    write_profile(path, metadata, statistics)
+    save_file(statistics, path, metadata)
     return path
 
 
@@ -177,13 +198,14 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def full_page(
-    mobile: Path, original: Path, evaluation: Path, step_evaluations: list[Path], profile: Path, search: Path,
-    bench: Path, scenes: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory,
+    mobile: Path, original: Path, evaluation: Path, other_evaluations: list[Path], guard: Path,
+    profile: Path, search: Path, bench: Path, scenes: Path, prompts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Page:  # fmt: skip
     """A page with all there is."""
     files = Files(
         mobile,
-        evaluations=(*step_evaluations, evaluation),
+        evaluations=(*other_evaluations, evaluation, guard),
         profile=profile,
         search=search,
         benches=(bench,),

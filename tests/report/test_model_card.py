@@ -19,10 +19,10 @@ def output(mobile: Path, tmp_path: Path) -> Path:
 
 
 def test_the_card_has_the_figures_of_the_page_and_no_others(
-    report, output, original, evaluation, step_evaluations, bench
+    report, output, original, evaluation, other_evaluations, guard, bench
 ) -> None:
     page = report(
-        "--evaluation", step_evaluations[0],
+        "--evaluation", other_evaluations[0], "--evaluation", guard,
         "--evaluation", evaluation, "--bench", bench, "--reference", original, "--answers", "1", "--card",
         folder=output,
     )  # fmt: skip
@@ -39,7 +39,8 @@ def test_the_card_has_the_figures_of_the_page_and_no_others(
     for row in re.findall(r"^\| (.+) \|$", card, re.MULTILINE):
         for cell in row.split(" | "):
             assert " ".join(cell.replace("\\", "").split()) in page.text, cell
-    assert "Not measured" not in card and "0.0123" not in card
+    assert "Not measured" not in card and "0.0123" not in card and "0.0312" not in card
+    assert "| 1 quantize |" in card
     assert verify(output).ok and open_checkpoint(output).fingerprint == open_checkpoint(output).fingerprint
 
 

@@ -58,8 +58,9 @@ def test_hostile_text_stays_text_everywhere(page_of, report, mobile, evaluation,
     manifest["files"] = {text: text}
     manifest["plan_sha256"] = text
     (folder / "surgery.json").write_text(json.dumps(manifest))
-    document = read_json(evaluation) | {"step": text, "notes": [text], "impossible_forms": [text]}
+    document = read_json(evaluation) | {"notes": [text], "impossible_forms": [text]}
     document["protocol"]["name"] = text
+    document["steps"][0]["step"] = text
     path = tmp_path / "eval.json"
     path.write_text(json.dumps(document))
     search = tmp_path / "search.json"

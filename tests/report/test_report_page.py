@@ -17,11 +17,13 @@ from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
 from gemma_surgery.report.page import template_text
 from gemma_surgery.report.scripts import tokens_by_script
+from gemma_surgery.report.wording import three_digits
 from gemma_surgery.surgery.tokenizer import TokenizerFile
 from gemma_surgery.verification import verify
 
 FIGURES = (
-    *("waterfall", "components", "kld", "spread", "figures", "texts", "pictures", "passes", "scripts"),
+    *("waterfall", "components", "kld", "spread", "figures", "step-kld", "step-spread", "texts", "pictures"),
+    *("passes", "scripts"),
     *("heatmap", "influence", "pareto", "sensitivity", "sensitivity-steps", "rates", "speeds", "identity"),
     *("notes", "hashes", "recipe", "again"),
 )
@@ -84,42 +86,107 @@ def test_an_older_manifest_is_reported_without_what_it_lacks(report, mobile, tmp
     assert 'id="components"' not in page.html and 'id="passes"' not in page.html
 
 
-def test_divergences_are_those_of_the_evaluations(report, evaluation, step_evaluations) -> None:
-    options = [item for path in (*step_evaluations, evaluation) for item in ("--evaluation", path)]
+def test_divergences_are_those_of_the_evaluations(report, evaluation, other_evaluations) -> None:
+    options = [item for path in (*other_evaluations, evaluation) for item in ("--evaluation", path)]
     page = report(*options)
     measured = read_json(evaluation)
     labels, figures = zip(*((row[0], row[1]) for row in page.table("kld")[1:]), strict=True)
-    assert labels == ("drop_layers", "prune_neurons", "mobile")
+    assert labels == ("wide", "narrow", "mobile")
     assert figures[:2] == ("0.0123", "0.0456")
     assert float(figures[2]) == pytest.approx(measured["mean_kld"], rel=5e-3)
     spread = {row[0]: row[-1] for row in page.table("spread")[1:]}
     for percent, value in measured["kld"]["percentiles"].items():
         assert float(spread[f"{percent} %"]) == pytest.approx(value, rel=5e-3, abs=1e-12)
     figure = page.with_class("keys")[0].text
-    # The headline is that of the output itself, never of a step before.
+    # The headline is that of the output itself, never of another candidate.
     assert "mean KL, nats" in figure and "0.0123" not in figure and "0.0456" not in figure
 
 
-def test_bars_are_as_long_as_their_figures(report, step_evaluations) -> None:
-    page = report("--evaluation", step_evaluations[0], "--evaluation", step_evaluations[1])
+def test_divergences_after_each_step_are_those_of_the_evaluation(report, evaluation) -> None:
+    page = report("--evaluation", evaluation)
+    steps = read_json(evaluation)["steps"]
+    rows = page.table("step-kld")[1:]
+    assert [row[0] for row in rows] == [f"{step['number']} {step['step']}" for step in steps]
+    measured = [step for step in steps if step["mean_kld"] is not None]
+    assert 1 < len(measured) < len(steps)
+    for row, step in zip(rows, steps, strict=True):
+        assert whole(row[5]) == step["size_bytes"]
+        if step in measured:
+            found = [float(row[1]), float(row[2]), float(row[3])]
+            assert found == pytest.approx(
+                [step["mean_kld"], step["kld_stderr"], step["kld_99"]], rel=6e-3, abs=1e-12
+            )
+        else:
+            assert row[1:5] == ["–"] * 4
+    head, *spread = page.table("step-spread")
+    assert head[1:] == [f"{step['number']} {step['step']}" for step in measured]
+    (median,) = (row[1:] for row in spread if row[0] == "50 %")
+    expected = [step["kld"]["percentiles"]["50"] for step in measured]
+    assert [float(cell) for cell in median] == pytest.approx(expected, rel=6e-3, abs=1e-12)
+    # A step that changes no answer repeats the bar before it.
+    start = page.elements.index(page.by_id("step-kld"))
+    bars = [e for e in page.elements[start:] if e.attributes.get("class", "").startswith("bar ")][: len(rows)]
+    last, before = bars[-1].attributes, bars[-2].attributes
+    assert steps[-1]["mean_kld"] is None and last["class"] == "bar kept"
+    assert last["width"] == before["width"] and before["class"] == "bar plain"
+
+
+def test_what_the_guard_of_compress_measured_is_drawn_too(report, guard, evaluation) -> None:
+    page = report("--evaluation", guard)
+    assert [row[0] for row in page.table("step-kld")[1:]] == [
+        "1 quantize",
+        "2 drop_layers (left out)",
+        "3 split_weights",
+    ]
+    assert [row[1] for row in page.table("step-kld")[1:]] == ["0.0312", "0.754", "–"]
+    assert [row[1:] for row in page.table("step-spread") if row[0] == "maximum"] == [["2.50", "2.50"]]
+    # It is of the steps alone: for the whole, `eval` is named.
+    assert 'id="kld"' not in page.html and "gemma-surgery eval OUT" in page.with_class("missing")[0].text
+    both = report("--evaluation", evaluation, "--evaluation", guard)
+    labels = [row[0] for row in both.table("step-kld")[1:]]
+    assert labels[0] == "mobile: 1 quantize" and labels[-1] == "guarded: 3 split_weights"
+
+
+def test_the_json_of_a_guarded_run_is_taken_as_it_is(run, report, original, tmp_path) -> None:
+    recipe, output, path = tmp_path / "two.toml", tmp_path / "output", tmp_path / "compress.json"
+    recipe.write_text('[[steps]]\nstep = "quantize"\n[[steps]]\nstep = "split_weights"\n')
+    guarded = ("--guard", "kl=1", "--guard-samples", 2, "--json", "--quiet")
+    code, out, err = run("compress", original, "-o", output, "--recipe", recipe, *guarded)
+    assert code == 0, err
+    path.write_text(out)
+    (first, last), protocol = (json.loads(out.splitlines()[-1])[key] for key in ("guard", "guard_protocol"))
+    page = report("--evaluation", path, "--card", folder=output)
+    assert page.table("step-kld")[1][:2] == ["1 quantize", f"{three_digits(first['mean_kld'])}"]
+    assert last["mean_kld"] is None and protocol["samples"] == 2
+    assert "How it was measured: chat: one passage per sample" in page.text
+    # It measured this output, so that the card says it as well.
+    assert f"| 1 quantize | {three_digits(first['mean_kld'])} |" in (output / "README.md").read_text()
+
+
+def test_bars_are_as_long_as_their_figures(report, other_evaluations) -> None:
+    page = report("--evaluation", other_evaluations[0], "--evaluation", other_evaluations[1])
     start = page.elements.index(page.by_id("kld"))
     bars = [e for e in page.elements[start:] if e.attributes.get("class") == "bar plain"][:2]
     one, other = (float(bar.attributes["width"].rstrip("%")) for bar in bars)
     assert other / one == pytest.approx(0.0456 / 0.0123, rel=1e-3)
 
 
-def test_the_published_failure_is_called_by_its_name(report, step_evaluations) -> None:
-    harmless, failed = (report("--evaluation", path).text for path in step_evaluations)
-    sentence = "prune_neurons wrote “I's”: the published failure"
+def test_the_published_failure_is_called_by_its_name(report, other_evaluations) -> None:
+    harmless, failed = (report("--evaluation", path).text for path in other_evaluations)
+    sentence = "narrow wrote “I's”: the published failure"
     assert sentence in failed and "published failure" not in harmless
 
 
 def test_what_was_not_measured_is_no_figure(report, evaluation, tmp_path) -> None:
-    document = read_json(evaluation) | {"kld": None, "mean_kld": None, "contractions": None}
+    document = read_json(evaluation) | {"kld": None, "mean_kld": None, "contractions": None, "steps": None}
     path = tmp_path / "half.json"
     path.write_text(json.dumps(document))
     page = report("--evaluation", path)
     assert 'id="spread"' not in page.html and 'id="kld"' not in page.html
+    missing = " ".join(" ".join(element.text.split()) for element in page.with_class("missing"))
+    assert (
+        'id="step-kld"' not in page.html and "gemma-surgery eval OUT --reference ORIGINAL --steps" in missing
+    )
     names = [row[0] for row in page.table("figures")]
     assert "perplexity" in names and "contractions right" not in names
 
@@ -257,6 +324,9 @@ def test_only_own_pages_are_replaced(run, mobile, tmp_path: Path) -> None:
         ("--evaluation", '{"mean_kld": 1e999}', "need a finite number under `mean_kld`"),
         ("--evaluation", "no JSON", "is not valid JSON"),
         ("--evaluation", '{"ppl": 1, "notes": [1]}', "need a list of texts under `notes`"),
+        ("--evaluation", '{"ppl": 1, "steps": [1]}', "need a list of objects under `steps`"),
+        ("--evaluation", '{"guard": [{"mean_kld": "much"}]}', "need a number under `mean_kld`"),
+        ("--evaluation", '{"steps": [], "plan_sha256": ""}', "or `compress --guard ... --json`"),
         ("--search", '{"points": []}', "need `points` or `sensitivity`"),
         ("--search", '{"points": [{"bytes": 1}]}', "need a number under `kl`, got null"),
         ("--bench", '{"ok": true}', "need the JSON of `gemma-surgery bench --json`"),

@@ -158,6 +158,33 @@ def test_kept_columns_are_the_least_squares_fit(tiny_dense: Path, tmp_path: Path
         assert output_error(whole, kept, cut, x) < 0.2 * output_error(whole, kept, whole[:, kept], x)
 
 
+def test_few_tokens_move_the_fit_less(tiny_dense: Path, tmp_path: Path, measured: MadeUp) -> None:
+    source = as_float32(tiny_dense, tmp_path / "source", lambda tensors: None)
+    before, kept, weights = read_all(source), {}, {}
+    for tokens in (0, 8 * 512, 512):
+        metadata = {
+            profile.FINGERPRINT_KEY: open_checkpoint(source).fingerprint,
+            profile.TOKENS_KEY: str(tokens),
+        }
+        profile.write_profile(tmp_path / "a.profile", metadata, measured.statistics)
+        text = f'profile = "{tmp_path / "a.profile"}"\n{PRUNE}'
+        after = read_all(compress_steps(source, tmp_path, text))
+        kept[tokens] = kept_neurons(before, after, 7)
+        weights[tokens] = value(after, f"{down_proj(7)}.weight")
+    assert np.array_equal(weights[0], weights[8 * 512])
+    # An eighth of the tokens that are enough: an eighth of the correlations.
+    stored = profile.read_profile(tmp_path / "a.profile", metadata[profile.FINGERPRINT_KEY])
+    hessian = stored.hessian(down_proj(7), 512).astype(np.float64)
+    shrunk = hessian / 8 + 7 / 8 * np.diag(np.diagonal(hessian))
+    whole, columns = value(before, f"{down_proj(7)}.weight"), kept[512]
+    inner = shrunk[np.ix_(columns, columns)]
+    ridge = 0.01 * np.diagonal(inner).mean() * np.eye(len(columns))
+    moved = whole @ shrunk[:, columns] - whole[:, columns] @ inner
+    wanted = whole[:, columns] + np.linalg.solve(inner + ridge, moved.T).T
+    assert np.abs(weights[512] - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert np.abs(weights[512] - weights[0]).max() > 0.01 * np.abs(wanted).max()
+
+
 def test_fitted_and_compensated_columns_beat_rounded_ones(
     tiny: Path, tmp_path: Path, measured: MadeUp
 ) -> None:
@@ -242,6 +269,21 @@ def test_compensated_rounding_beats_rounding(
         ]
     for rounded, compensated in zip(errors["round"], errors["compensated"], strict=True):
         assert compensated < 0.5 * rounded
+
+
+def test_columns_of_padding_stay_zero_whatever_a_profile_knows(
+    tiny_dense: Path, tmp_path: Path, measured: MadeUp
+) -> None:
+    fc2 = "vision_tower.vision_model.encoder.layers.0.mlp.fc2"
+    inputs = np.random.default_rng(4).normal(size=(600, 272)).astype(np.float32)
+    hessian = inputs.T @ inputs / len(inputs)
+    known = MadeUp({}, {**measured.statistics, **dict(profile.pack_hessian(fc2, hessian))})
+    pad = '[[steps]]\nstep = "pad_vision_mlp"\n'
+    text = with_profile(known, tiny_dense, tmp_path, f"{pad}{QUANTIZE}")
+    after = read_all(compress_steps(tiny_dense, tmp_path, text))
+    stored = dequantize(after, f"{fc2}.weight")
+    assert stored.shape == (64, 320)
+    assert not stored[:, 272:].any()
 
 
 def test_a_later_step_says_how_a_fitted_matrix_is_rounded(

@@ -105,6 +105,69 @@ def test_dead_columns_keep_their_weights_and_leave_the_others_alone() -> None:
         assert np.array_equal(got, wanted)
 
 
+def test_shrinking_leaves_the_diagonal_and_takes_a_share_of_the_rest() -> None:
+    hessian = random_hessian(40)
+    shrunk = hessian.copy()
+    solver.shrink(shrunk, 0.25)
+    assert np.array_equal(np.diagonal(shrunk), np.diagonal(hessian))
+    rest = ~np.eye(40, dtype=bool)
+    assert np.array_equal(shrunk[rest], hessian[rest] * np.float32(0.75))
+
+
+def test_fewer_tokens_shrink_more_and_enough_of_them_not_at_all() -> None:
+    shares = [solver.shrinkage(tokens, 100) for tokens in (1, 200, 400, 799, 800, 10**6)]
+    assert shares[:4] == sorted(shares[:4], reverse=True)
+    assert 0.99 < shares[0] < 1
+    assert shares[1:3] == [0.75, 0.5]
+    assert shares[4:] == [0, 0]
+    assert solver.shrinkage(0, 100) == 0
+
+
+def test_rounding_by_a_hessian_without_correlations_is_rounding() -> None:
+    hessian, weight = random_hessian(256), random_weight(20, 256)
+    solver.shrink(hessian, 1.0)
+    for order in solver.ORDERS:
+        parts, _ = solver.round_calibrated(weight, hessian, FOUR_BITS, order)
+        for got, wanted in zip(parts, plain.rounded(weight, FOUR_BITS), strict=True):
+            assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("tokens_per_column", [0.5, 1, 2])
+def test_shrinkage_makes_few_tokens_safe(tokens_per_column: float) -> None:
+    """Inputs of which half the power is shared: few tokens show correlations that are chance."""
+    size, rng = 256, np.random.default_rng(6)
+    few = int(tokens_per_column * size)
+    mixing = rng.normal(size=(128, size)) / np.sqrt(128)
+    seen, unseen = (
+        x.T @ x / len(x)
+        for x in (
+            rng.normal(size=(tokens, 128)) @ mixing + rng.normal(size=(tokens, size))
+            for tokens in (few, 40 * size)
+        )
+    )
+    weight, kept = random_weight(30, size), np.sort(random_columns(192, size))
+    cut = weight.copy()
+    cut[:, np.setdiff1d(np.arange(size), kept)] = 0
+    rounded = plain.decoded(plain.rounded(weight, FOUR_BITS), FOUR_BITS)
+
+    def errors(hessian: np.ndarray) -> tuple[float, float]:
+        """Of least squares and of rounding, relative to what they are to make better."""
+        mended = np.zeros_like(weight)
+        mended[:, kept] = solver.reconstruct(weight, hessian, kept)
+        parts, _ = solver.round_calibrated(weight, hessian, FOUR_BITS)
+        return (
+            plain.output_error(weight, mended, unseen) / plain.output_error(weight, cut, unseen),
+            plain.output_error(weight, plain.decoded(parts, FOUR_BITS), unseen)
+            / plain.output_error(weight, rounded, unseen),
+        )
+
+    hessian = seen.astype(np.float32)
+    shrunk = hessian.copy()
+    solver.shrink(shrunk, solver.shrinkage(few, size))
+    print(tokens_per_column, errors(hessian), errors(shrunk))
+    assert max(errors(shrunk)) < 1
+
+
 def test_a_damping_that_is_too_small_grows_and_is_told() -> None:
     inputs = np.random.default_rng(3).normal(size=(20, 260)).astype(np.float32)
     hessian = inputs.T @ inputs / 20

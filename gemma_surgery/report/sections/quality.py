@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from gemma_surgery.report.charts import Bar, Spread, bar_chart, spread_chart
+from gemma_surgery.report.charts import Bar, bar_chart
+from gemma_surgery.report.divergences import Measured, Protocol
 from gemma_surgery.report.material import Material
-from gemma_surgery.report.measurements import Evaluation, Measured, Score
+from gemma_surgery.report.measurements import Evaluation, Score
 from gemma_surgery.report.sections.blocks import Block, Figure, Missing, Section, Table
+from gemma_surgery.report.sections.divergences import MEAN_NOTE, UNIT, spread_figure
+from gemma_surgery.report.sections.steps import step_blocks
 from gemma_surgery.report.wording import count, percent, three_digits, with_error
 
 COMMAND = "gemma-surgery eval OUT --reference ORIGINAL --json > eval.json"
-# Divergences below are rounding.
-FLOOR = 1e-7
-NEEDED = ("1", "10", "50", "90", "99")
-UNIT = "KL divergence, nats"
 
 
 def quality_section(material: Material) -> Section:
     """Divergence from the original, and what the output can still do."""
-    found = material.evaluations
-    if not found:
-        return Section(
-            "quality",
-            "Quality",
-            "",
-            (Missing("Divergence, perplexity, tasks, contractions, loops", COMMAND),),
-        )
-    return Section("quality", "Quality", _lead(found), (_means(found), _spreads(found), _table(found)))
+    found, by_step = material.evaluations, material.step_costs
+    blocks: tuple[Block, ...] = (Missing("Divergence, perplexity, tasks, contractions, loops", COMMAND),)
+    if found:
+        blocks = (_means(found), _spreads(found), _table(found))
+    lead = _lead([*(each.protocol for each in found), *(each.protocol for each in by_step)])
+    return Section("quality", "Quality", lead, (*blocks, *step_blocks(by_step)))
 
 
-def _lead(found: tuple[Evaluation, ...]) -> str:
-    protocols = list(dict.fromkeys((each.protocol, each.data_sha256[:12]) for each in found if each.protocol))
+def _lead(found: Sequence[Protocol]) -> str:
+    protocols = list(dict.fromkeys((each.text, each.data_sha256[:12]) for each in found if each.text))
     if not protocols:
         return ""
     if len(protocols) > 1:
@@ -43,63 +39,30 @@ def _lead(found: tuple[Evaluation, ...]) -> str:
 
 
 def _means(found: tuple[Evaluation, ...]) -> Block:
-    title = "Mean KL divergence after each step" if any(e.step for e in found) else "Mean KL divergence"
+    title = "Mean KL divergence"
     bars: list[Bar] = []
     for each in found:
-        if each.kld is not None:
-            figure = with_error(each.kld.value, each.kld.stderr)
-            label = f"{each.label} (lower bound)" if each.kld_is_lower_bound else each.label
-            bars.append(Bar(label, figure, 0.0, each.kld.value, error=each.kld.stderr))
+        if each.divergence is not None:
+            mean = each.divergence.mean
+            label = f"{each.label} (lower bound)" if each.divergence.is_lower_bound else each.label
+            bars.append(Bar(label, with_error(mean.value, mean.stderr), 0.0, mean.value, error=mean.stderr))
     if not bars:
         return Missing(title, COMMAND)
     rows = [(bar.label, three_digits(bar.end), three_digits(bar.error)) for bar in bars]
     columns = (("measured on", "left"), ("mean, nats", "right"), ("standard error", "right"))
-    note = (
-        "Mean over all scored places of sum p (ln p - ln q), p the original's. Whiskers: one standard error."
-    )
-    return Figure("kld", title, bar_chart(title, bars, UNIT), note, table=Table(title, columns, rows))
+    return Figure("kld", title, bar_chart(title, bars, UNIT), MEAN_NOTE, table=Table(title, columns, rows))
 
 
 def _spreads(found: tuple[Evaluation, ...]) -> Block:
     title = "Distribution of the KL divergence"
-    able = [each for each in found if each.kld and all(percent in each.percentiles for percent in NEEDED)]
-    if not able:
-        return Missing(title, COMMAND)
-    spreads = []
-    for each in able:
-        of, mean = each.percentiles, each.kld.value if each.kld else 0.0
-        spreads.append(
-            Spread(
-                each.label,
-                f"median {three_digits(of['50'])}",
-                (of["1"], of["99"]),
-                (of["10"], of["90"]),
-                of["50"],
-                mean,
-                of["99"] if each.kld_max is None else each.kld_max,
-            )
-        )
-    percents = sorted({key for each in able for key in each.percentiles}, key=_as_number)
-    columns = (("percentile", "left"), *((each.label, "right") for each in able))
-    rows = [
-        (f"{key} %", *(three_digits(e.percentiles[key]) if key in e.percentiles else "" for e in able))
-        for key in percents
-    ]
-    rows.append(("maximum", *("" if e.kld_max is None else three_digits(e.kld_max) for e in able)))
-    return Figure(
-        "spread",
-        title,
-        spread_chart(title, spreads, f"{UNIT}, logarithmic", FLOOR),
-        "Box: 10 to 90 % of the places, line: 1 to 99 %, bar: median, dot: mean, ring: maximum. "
-        f"What lies below {FLOOR:g} is drawn there.",
-        table=Table(title, columns, rows, folded=True),
-    )
+    figure = spread_figure("spread", title, [(e.label, e.divergence) for e in found if e.divergence])
+    return figure or Missing(title, COMMAND)
 
 
 def _table(found: tuple[Evaluation, ...]) -> Block:
     title = "All figures"
     figures: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
-        ("mean KL divergence, nats", lambda e: _measured(e.kld)),
+        ("mean KL divergence, nats", lambda e: _measured(e.divergence.mean if e.divergence else None)),
         ("same likeliest token", _same_top),
         ("perplexity", lambda e: _number(e.ppl)),
         ("perplexity of the original", lambda e: _number(e.ppl_reference)),
@@ -191,10 +154,3 @@ def _facts_before(each: Evaluation) -> str:
         if each.images and each.images.share_reference is not None
         else ""
     )
-
-
-def _as_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("inf")
