@@ -61,12 +61,6 @@ Steps = Annotated[
         help="Also after each step of the recipe that made MODEL of the reference: made, compared, removed.",
     ),
 ]
-Profile = Annotated[
-    Path | None,
-    typer.Option(
-        "--profile", exists=True, dir_okay=False, help="Where the profile lies now that the recipe used."
-    ),
-]
 
 
 def command(
@@ -80,7 +74,7 @@ def command(
     skip: Skip = None,
     cache: Cache = None,
     steps: Steps = False,
-    profile: Profile = None,
+    profile: options.UsedProfile = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:

@@ -22,6 +22,12 @@ Profile = Annotated[
         "--profile", exists=True, dir_okay=False, help="Measured statistics of MODEL, from `profile`."
     ),
 ]
+UsedProfile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", exists=True, dir_okay=False, help="Where the profile lies now that the recipe used."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress reports.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]

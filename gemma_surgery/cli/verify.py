@@ -16,18 +16,12 @@ Folder = Annotated[Path, typer.Argument(help="Folder written by `compress`.")]
 Against = Annotated[
     str | None, typer.Option("--against", help="The source: derive every tensor from it once more.")
 ]
-Profile = Annotated[
-    Path | None,
-    typer.Option(
-        "--profile", exists=True, dir_okay=False, help="Where the profile lies now that the recipe used."
-    ),
-]
 
 
 def command(
     folder: Folder,
     against: Against = None,
-    profile: Profile = None,
+    profile: options.UsedProfile = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
