@@ -35,6 +35,10 @@ GuardAction = Annotated[
     typer.Option("--guard-action", help="Stop before anything is written, or leave the step out."),
 ]
 GuardSamples = Annotated[int, typer.Option("--guard-samples", min=1, help="Texts that the guard scores.")]
+GuardTexts = Annotated[
+    Path | None,
+    typer.Option("--guard-texts", help="Texts or JSONL that the guard scores; default: built-in, held out."),
+]
 Stages = Annotated[
     bool,
     typer.Option(
@@ -57,6 +61,7 @@ def command(
     guard: Guard = None,
     guard_action: GuardAction = "stop",
     guard_samples: GuardSamples = 16,
+    guard_texts: GuardTexts = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -73,7 +78,7 @@ def command(
     measured: dict[str, object] = {}
     if guard is not None:
         loaded, measured = _guarded(
-            checkpoint, loaded, guard, guard_action, guard_samples, threads, quiet or json
+            checkpoint, loaded, guard, guard_action, guard_samples, guard_texts, threads, quiet or json
         )
     if stages:
         for number, (step, _) in enumerate(loaded.steps[:-1], 1):
@@ -121,18 +126,19 @@ def _guarded(
     limit: str,
     action: Literal["stop", "skip"],
     samples: int,
+    texts: Path | None,
     threads: int | None,
     quiet: bool,
 ) -> tuple[Recipe, dict[str, object]]:
     """The recipe of the steps that stay, and what was measured, for `--json`."""
-    from gemma_surgery.calibration.passages import held_out_passages
+    from gemma_surgery.calibration.passages import held_out_passages, read_passages
     from gemma_surgery.quality.guard import Limit, guarded
     from gemma_surgery.quality.referee import Referee
 
     parsed = Limit.parse(limit)
     referee = Referee(
         checkpoint,
-        held_out_passages(),
+        held_out_passages() if texts is None else read_passages(texts),
         samples=samples,
         progress=lambda phase: CountProgress(f"guard, {phase}", quiet),
     )

@@ -70,7 +70,7 @@ def key_figures(material: Material) -> Iterator[KeyFigure]:
     if final is not None and final.divergence is not None:
         bound, mean = "at least; " if final.divergence.is_lower_bound else "", final.divergence.mean
         detail = f"{bound}± {three_digits(mean.stderr)}"
-        yield KeyFigure("mean KL, nats", three_digits(mean.value), detail)
+        yield KeyFigure("mean KL, nats", f"{mean.value:.2g}", detail)
     if final is not None and final.same_top is not None:
         yield KeyFigure(
             "same likeliest token", percent(final.same_top.value), f"of {final.positions or 0:,} places"

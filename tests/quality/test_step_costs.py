@@ -12,6 +12,7 @@ from calibrated import made_up
 from compressing import compress_steps, read_json
 
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
+from gemma_surgery.cli import compress
 from gemma_surgery.demo_model import demo_model_path
 from gemma_surgery.errors import SurgeryError
 from gemma_surgery.quality.evaluation import evaluate
@@ -153,3 +154,18 @@ def test_steps_need_a_reference_and_the_divergence(source, mobile, recipe, passa
         evaluate(mobile, None, passages, recipe=recipe)
     with pytest.raises(SurgeryError, match="need the divergence for the cost of each step"):
         evaluate(mobile, source, passages, skip=("divergence",), recipe=recipe)
+
+
+def test_the_guard_scores_the_texts_that_it_is_given(dense: Path, tmp_path: Path, capsys) -> None:
+    texts = tmp_path / "own.jsonl"
+    texts.write_text('{"prompt": "Say it.", "text": "It is said."}\n')
+    given = {"guard": "kl=100", "guard_texts": texts, "measure": False, "quiet": True, "json": True}
+    compress.command(
+        str(dense),
+        tmp_path / "out",
+        "lite",
+        ["drop_layers.last=1", "reduce_resolution.image_size=168"],
+        **given,
+    )
+    protocol = json.loads(capsys.readouterr().out.splitlines()[-1])["guard_protocol"]
+    assert (protocol["passages"], protocol["samples"]) == (1, 1)
