@@ -66,8 +66,8 @@ def verify(
         source: the checkpoint it was made of; if given, every tensor is derived from it once more and
             must come out with the same sha256.
         progress: where to report.
-        profile: where the profile lies that the recipe used, default: where the recipe says. Without it
-            nothing can be derived again, which `notes` then say.
+        profile: where the profile lies that the recipe used, default: where the recipe says, else beside
+            the folder. Without it nothing can be derived again, which `notes` then say.
 
     Raises:
         SurgeryError: the folder is not an output at all, or its headers are malformed.
@@ -77,7 +77,7 @@ def verify(
     verdict = check_structure(checkpoint)
     _check_hashes(checkpoint, manifest, verdict, progress or Silent())
     if source is not None:
-        _check_rederived(manifest, source, verdict, progress, profile)
+        _check_rederived(checkpoint, manifest, source, verdict, progress, profile)
     return verdict
 
 
@@ -92,19 +92,27 @@ def other_source(manifest: dict[str, Json], source: Checkpoint) -> str | None:
     )
 
 
-def recorded_recipe(manifest: dict[str, Json], profile: Path | None = None) -> tuple[Recipe, list[str]]:
-    """The recipe of a manifest, and the profiles that it names and that are not there.
+def recorded_recipe(
+    output: Checkpoint, manifest: dict[str, Json], profile: Path | None = None
+) -> tuple[Recipe, list[str]]:
+    """The recipe of an output, and the profiles that it names and that are not there.
 
     Args:
-        manifest: from `read_manifest`.
-        profile: where the profile lies that the recipe used, default: where the recipe says.
+        output: what was made by it.
+        manifest: its `surgery.json`.
+        profile: where the profile lies that the recipe used, default: where the recipe says, else beside
+            the output.
 
     Raises:
         SurgeryError: it is no recipe of this version.
     """
     recipe = Recipe.from_json(entry(manifest, "recipe"))
-    if profile is not None:
-        recipe = recipe.locate(dict.fromkeys(recipe.profiles, profile))
+
+    def place(name: str) -> Path:
+        beside = output.path.parent / Path(name).name
+        return profile or (beside if beside.is_file() and not recipe.path(name).is_file() else Path(name))
+
+    recipe = recipe.locate({name: place(name) for name in recipe.profiles})
     return recipe, [name for name in recipe.profiles if not recipe.path(name).is_file()]
 
 
@@ -187,6 +195,7 @@ def _check_hashes(
 
 
 def _check_rederived(
+    checkpoint: Checkpoint,
     manifest: dict[str, Json],
     source: Checkpoint,
     verdict: Verdict,
@@ -198,7 +207,7 @@ def _check_rederived(
         verdict.problems.append(problem)
         return
     try:
-        recipe, absent = recorded_recipe(manifest, profile)
+        recipe, absent = recorded_recipe(checkpoint, manifest, profile)
         if absent:
             verdict.notes.append(
                 f"values derived from the source again, which needs the profile `{absent[0]}`: "

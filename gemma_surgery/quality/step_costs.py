@@ -115,7 +115,7 @@ def recipe_behind(output: Checkpoint, source: Checkpoint, profile: Path | None =
     if problem is not None:
         hint = "give the checkpoint as `--reference` that it was made of"
         raise SurgeryError(WHERE, f"`{name}` is {problem}", hint)
-    recipe, absent = recorded_recipe(manifest, profile)
+    recipe, absent = recorded_recipe(output, manifest, profile)
     if absent:
         raise SurgeryError(
             WHERE,

@@ -46,6 +46,19 @@ def test_mobile_measures_first_and_what_it_made_can_be_derived_again(cli, tmp_pa
     assert verdict["ok"] and not verdict["notes"]
 
 
+def test_the_profile_beside_an_output_is_found_from_anywhere(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("compress", MODEL, "-o", "out", *SETTINGS, "--quiet").code == 0
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir("/")
+    assert cli("verify", tmp_path / "out", "--against", MODEL, "--quiet", "--json").document["notes"] == []
+    (tmp_path / "out").rename(tmp_path / "moved/out")
+    notes = cli("verify", tmp_path / "moved/out", "--against", MODEL, "--quiet", "--json").document["notes"]
+    assert "needs the profile `out.profile`" in notes[0]
+
+
 def test_without_measuring_neurons_are_scored_by_weights(cli, tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert cli("compress", MODEL, "-o", target, *SETTINGS, "--no-measure", "--quiet").code == 0
