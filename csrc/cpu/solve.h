@@ -53,7 +53,8 @@ double reconstruct(
     const FloatOptions& options);
 
 // Rounds weight [rows, cols] to an affine encoding one column after the other; each column's error
-// is made up for by those behind it (GPTQ), as `upper` [cols, cols] says.
+// is made up for by those behind it (GPTQ), as `upper` [cols, cols] says. Scales and biases are
+// fitted by least squares in which a column's error counts 1 / U_jj^2, as it does in the output.
 //   order nullptr: columns as they come; the scale and bias of a group are fitted to the values
 //     that its columns have when its first one is reached.
 //   order [cols]: columns in this order, which `upper` is in as well; scales and biases are

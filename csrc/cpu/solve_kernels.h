@@ -36,6 +36,19 @@ struct RoundRun {
   float last_code;
 };
 
+// One group of a panel whose scales and biases are to become better.
+struct FitRun {
+  const float* tile;     // [size, lanes] values
+  const float* weights;  // [size] what a squared error of each column counts, 1 in all
+  float* fit;            // [3, lanes]: scale, bias and 1 / scale as stored
+  uint8_t* scales;       // [lanes] as stored
+  uint8_t* biases;
+  int64_t size;
+  float last_code;
+  Dtype dtype;
+  bool is_symmetric;  // bias = -2^(bits-1) * scale
+};
+
 struct SolveKernels {
   const char* name;
   int64_t lanes;
@@ -62,6 +75,9 @@ struct SolveKernels {
 
   // Rounds columns to the nearest codes and lets the later ones of the run make up for it.
   void (*round_run)(const RoundRun& run);
+
+  // Lessens the weighted squared error of rounding a group to the nearest codes.
+  void (*improve_fit)(const FitRun& run);
 
   // `count` codes, a multiple of 8, as MLX packs them.
   void (*pack_codes)(int bits, const uint8_t* codes, int64_t count, uint8_t* packed);

@@ -2,6 +2,8 @@
 //
 // GPTQ's column loop by blocks of 128 columns: what the errors of all earlier columns say is
 // subtracted when a block is reached, and within it when a group is. Rows are lanes of panels.
+// An error e of column j adds (e / U_jj)^2 to that of the output, whatever becomes of the columns
+// behind it; so these are the weights that scales and biases are fitted with.
 
 #include <algorithm>
 #include <cstring>
@@ -32,6 +34,7 @@ struct Rounding {
   const float* upper;
   const int32_t* columns;  // [cols] in the order of processing
   bool fits_first;         // all groups, before the first column
+  const float* weights;    // [cols] of the matrix: what errors of each count within its group
   Target target;
   RowBytes row;                  // of the target
   float* errors;                 // panels [cols, lanes]
@@ -88,6 +91,16 @@ struct Rounding {
     std::copy_n(scratch.scales, lanes, to);
     std::copy_n(scratch.biases, lanes, to + lanes);
     std::copy_n(scratch.inverses, lanes, to + 2 * lanes);
+    loops.improve_fit(
+        {tile,
+         weights + group * size,
+         to,
+         out.scales,
+         out.biases,
+         size,
+         static_cast<float>((1 << target.encoding.bits) - 1),
+         target.encoding.dtype,
+         target.encoding.mode == Mode::Symmetric});
     for (int64_t lane = 0; lane < rows_of(p); ++lane) {
       const int64_t at = p * lanes + lane;
       const auto count = static_cast<size_t>(item);
@@ -206,6 +219,26 @@ std::vector<int32_t> checked_columns(const int32_t* order, int64_t cols) {
   return columns;
 }
 
+// 1 / U_jj^2 by columns of the matrix; those of a group sum to 1.
+std::vector<float>
+column_weights(const float* upper, const std::vector<int32_t>& columns, int64_t group_size) {
+  const auto cols = static_cast<int64_t>(columns.size());
+  std::vector<double> costs(columns.size());
+  for (int64_t j = 0; j < cols; ++j) {
+    const double root = 1.0 / static_cast<double>(upper[j * cols + j]);
+    costs[static_cast<size_t>(columns[static_cast<size_t>(j)])] = root * root;
+  }
+  std::vector<float> weights(columns.size());
+  for (int64_t first = 0; first < cols; first += group_size) {
+    const auto group = costs.begin() + first;
+    const double sum = std::accumulate(group, group + group_size, 0.0);
+    std::transform(group, group + group_size, weights.begin() + first, [sum](double cost) {
+      return static_cast<float>(cost / sum);
+    });
+  }
+  return weights;
+}
+
 }  // namespace
 
 void round_compensated(
@@ -225,6 +258,7 @@ void round_compensated(
   check_factor(kWhere, upper, cols, options.threads);
   check_finite(kWhere, "weight", weight, rows, cols, options.threads);
   const std::vector<int32_t> columns = checked_columns(order, cols);
+  const std::vector<float> weights = column_weights(upper, columns, encoding.group_size);
   const Kernels& kernels = options.kernels != nullptr ? *options.kernels : find_kernels("");
   const SolveKernels& loops = *kernels.solve;
   const int64_t panels = divided_up(rows, loops.lanes);
@@ -243,6 +277,7 @@ void round_compensated(
       upper,
       columns.data(),
       order != nullptr,
+      weights.data(),
       target,
       row,
       errors.get(),

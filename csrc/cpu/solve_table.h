@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "cpu/solve_fit.h"
 #include "cpu/solve_rounding.h"
 
 namespace gemma_surgery::cpu::GS_ISA {
@@ -18,6 +19,7 @@ constexpr SolveKernels solve_table(const char* name) {
       solve_lower,
       cholesky_block,
       round_run,
+      improve_fit,
       pack_row_codes,
   };
 }

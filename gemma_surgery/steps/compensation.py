@@ -13,6 +13,7 @@ from gemma_surgery.families.gemma3 import Gemma3, down_proj_bias
 from gemma_surgery.steps.base import source_matrix
 from gemma_surgery.surgery.draft import Draft
 from gemma_surgery.surgery.encoding import Dense, Quantized
+from gemma_surgery.surgery.selection import TopRanked
 from gemma_surgery.surgery.solve import Solve
 from gemma_surgery.surgery.tensor import RemovedInputs, SourceMatrix, Tensor
 
@@ -42,9 +43,12 @@ def chosen(
 
 
 def compensates(tensor: Tensor, encoding: Quantized, profile: Profile) -> bool:
-    """Whether rounding to `encoding` can be compensated: the profile has a Hessian, groups have offsets."""
+    """Whether rounding to `encoding` can be compensated.
+
+    It takes a Hessian and groups with offsets; columns of padding, which have to stay zero, rule it out.
+    """
     origin = tensor.origin
-    if not encoding.has_biases or not isinstance(origin, SourceMatrix):
+    if not encoding.has_biases or not isinstance(origin, SourceMatrix) or _is_padded(tensor):
         return False
     return profile.has_hessian(linear_of(origin))
 
@@ -101,6 +105,11 @@ def _check_hessian(profile: Profile, matrix: SourceMatrix) -> None:
             f"in `{profile.path.name}`",
             "profile with `--hessians`",
         )
+
+
+def _is_padded(tensor: Tensor) -> bool:
+    chosen_ones = [part for part in tensor.columns.parts if not isinstance(part, TopRanked)]
+    return any(bool((part < 0).any()) for part in chosen_ones)
 
 
 def linear_of(matrix: SourceMatrix) -> str:

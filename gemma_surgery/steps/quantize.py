@@ -52,8 +52,8 @@ class Quantize(Step):
         keep: patterns of full tensor names that stay as they are.
         rules: exceptions per tensor pattern, see `Rule`.
         method: `round` stores the nearest code; `compensated` goes column by column and spreads each
-            error over the columns to come (GPTQ), for linears whose Hessian a profile has and in modes
-            `affine` and `symmetric`; `auto` is `compensated` where that is possible.
+            error over the columns to come (GPTQ), for linears without padding whose Hessian a profile has and
+            in modes `affine` and `symmetric`; `auto` is `compensated` where that is possible.
         profile: a profile of this checkpoint (`docs/format.md`), default: the recipe's.
     """
 
@@ -138,7 +138,8 @@ class Quantize(Step):
 def _no_hessian(what: str) -> SurgeryError:
     return SurgeryError(
         "quantize",
-        f'need a profile with the Hessian {what}, and no microscaling mode, for `method = "compensated"`',
+        f"need a profile with the Hessian {what}, no microscaling mode and no padding for "
+        '`method = "compensated"`',
         "make one with `gemma-surgery profile --hessians`, and give it with `--profile`",
     )
 

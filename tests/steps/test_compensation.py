@@ -12,6 +12,7 @@ import pytest
 from calibrated import LAYERS, MadeUp, as_float32, down_proj, made_up
 from compressing import compress_steps, folder_hashes, plan_steps, read_json
 from independent import dequantize, read_all, total_bytes, value
+from safetensors.numpy import save_file
 
 from gemma_surgery.calibration import profile
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
@@ -160,20 +161,18 @@ def test_kept_columns_are_the_least_squares_fit(tiny_dense: Path, tmp_path: Path
 
 def test_few_tokens_move_the_fit_less(tiny_dense: Path, tmp_path: Path, measured: MadeUp) -> None:
     source = as_float32(tiny_dense, tmp_path / "source", lambda tensors: None)
+    fingerprint = open_checkpoint(source).fingerprint
     before, kept, weights = read_all(source), {}, {}
     for tokens in (0, 8 * 512, 512):
-        metadata = {
-            profile.FINGERPRINT_KEY: open_checkpoint(source).fingerprint,
-            profile.TOKENS_KEY: str(tokens),
-        }
-        profile.write_profile(tmp_path / "a.profile", metadata, measured.statistics)
+        metadata = {profile.FINGERPRINT_KEY: fingerprint, profile.TOKENS_KEY: str(tokens)}
+        save_file(measured.statistics, tmp_path / "a.profile", metadata)
         text = f'profile = "{tmp_path / "a.profile"}"\n{PRUNE}'
         after = read_all(compress_steps(source, tmp_path, text))
         kept[tokens] = kept_neurons(before, after, 7)
         weights[tokens] = value(after, f"{down_proj(7)}.weight")
     assert np.array_equal(weights[0], weights[8 * 512])
     # An eighth of the tokens that are enough: an eighth of the correlations.
-    stored = profile.read_profile(tmp_path / "a.profile", metadata[profile.FINGERPRINT_KEY])
+    stored = profile.read_profile(tmp_path / "a.profile", fingerprint)
     hessian = stored.hessian(down_proj(7), 512).astype(np.float64)
     shrunk = hessian / 8 + 7 / 8 * np.diag(np.diagonal(hessian))
     whole, columns = value(before, f"{down_proj(7)}.weight"), kept[512]

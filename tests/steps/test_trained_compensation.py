@@ -1,9 +1,9 @@
-"""Compensated against plain rounding on the trained demo model: what leaves its down_proj, and what it says."""
+"""Compensated against plain rounding on the trained demo model: in its down_proj, and in what it says."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,27 +15,21 @@ from independent import dequantize, read_all, value
 from mlx.nn.layers.base import Module
 
 from gemma_surgery.calibration.measure import Request, make_profile
-from gemma_surgery.calibration.passages import Passage
 from gemma_surgery.calibration.samples import Sample, make_samples
 from gemma_surgery.calibration.statistics import Tap
 from gemma_surgery.calibration.stream import LayerStream, Site
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.demo_model.split import Split
-from gemma_surgery.demo_model.tasks import TASK_KINDS, random_task
+from gemma_surgery.demo_model.task_passages import task_passages
 from gemma_surgery.generation.tokenizer import Tokenizer
 from gemma_surgery.models.gemma3.config import read_model_config
 from gemma_surgery.quality.referee import Referee
+from gemma_surgery.quality.results import Divergence
 from gemma_surgery.surgery.executor import execute
 
 # About 24 tokens each: 18 and 2 tokens per column of down_proj.
-CALIBRATION_TASKS, FEW_TASKS = 390, 43
-HELD_OUT_TASKS = 240
-
-
-def tasks(split: Split, count: int, seed: int) -> list[Passage]:
-    rng = random.Random(seed)
-    drawn = [random_task(rng, TASK_KINDS[index % len(TASK_KINDS)], split) for index in range(count)]
-    return [Passage(task.kind, task.prompt, task.answer) for task in drawn]
+TASKS, FEW_TASKS = 390, 43
+HELD_OUT_TASKS = 300
 
 
 class Inputs:
@@ -55,7 +49,7 @@ class Inputs:
         pass
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Trained:
     """The demo model with what it is calibrated and judged on.
 
@@ -70,29 +64,30 @@ class Trained:
     referee: Referee
     folder: Path
 
-    def candidate(self, bits: int, method: str, tasks: int = CALIBRATION_TASKS) -> Path:
+    def candidate(self, method: str, bits: int, group_size: int = 64, tasks: int = TASKS) -> Path:
         """The model with every down_proj rounded; made once."""
-        output = self.folder / f"{bits} {method} {tasks}"
+        output = self.folder / f"{method} {bits} {group_size} {tasks}"
         if not output.exists():
             text = (
-                f'profile = "{self.profiles[tasks]}"\n[[steps]]\nstep = "quantize"\nbits = {bits}\n'
-                f'method = "{method}"\n'
+                f'profile = "{self.profiles[tasks]}"\n[[steps]]\nstep = "quantize"\n'
+                f'method = "{method}"\nbits = {bits}\ngroup_size = {group_size}\n'
                 'rules = [{ match = "*.mlp.down_proj.weight" }, { match = "*", keep = true }]\n'
             )
             execute(plan_steps(self.source.path, self.folder, text), output)
         return output
 
-    def divergence(self, *candidate: int | str) -> float:
-        return self.referee.judge(self.candidate(*candidate)).kld.mean.value
+    @lru_cache  # noqa: B019
+    def judge(self, method: str, bits: int, group_size: int = 64, tasks: int = TASKS) -> Divergence:
+        return self.referee.judge(self.candidate(method, bits, group_size, tasks))
 
-    def output_errors(self, *candidate: int | str) -> np.ndarray:
-        """`|(W - Q) x|^2` relative to `|W x|^2`, token by token and summed, `[layers, 2]`."""
-        before, after = read_all(self.source.path), read_all(self.candidate(*candidate))
+    def output_errors(self, method: str, bits: int) -> np.ndarray:
+        """`|(W - Q) x|^2` over that of `W x`: the mean over tokens, and of the sums; `[layers, 2]`."""
+        before, after = read_all(self.source.path), read_all(self.candidate(method, bits))
         errors = []
         for layer, x in enumerate(self.inputs):
             name = f"{down_proj(layer)}.weight"
             whole = x @ value(before, name).T
-            lost = np.square(whole - x @ dequantize(after, name, candidate[0]).T).sum(axis=1)
+            lost = np.square(whole - x @ dequantize(after, name, bits).T).sum(axis=1)
             size = np.square(whole).sum(axis=1)
             errors.append(((lost / size).mean(), lost.sum() / size.sum()))
         return np.array(errors)
@@ -105,38 +100,43 @@ def trained(tiny_dense: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.Tem
     tokenizer = Tokenizer.from_folder(tiny_tokenizer)
 
     def samples(split: Split, count: int, seed: int) -> list[Sample]:
-        passages = tasks(split, count, seed)
+        passages = task_passages(split, count, seed)
         return make_samples(passages, tokenizer, read_model_config(source), chat=True, max_tokens=64)
 
     profiles = {}
-    for count in (CALIBRATION_TASKS, FEW_TASKS):
+    for count in (TASKS, FEW_TASKS):
         profiles[count] = folder / f"{count}.profile"
-        make_profile(
-            source,
-            samples("train", count, seed=1),
-            profiles[count],
-            Request("0" * 64, (f"{LAYERS}*.mlp.down_proj",)),
-        )
+        request = Request("0" * 64, (f"{LAYERS}*.mlp.down_proj",))
+        make_profile(source, samples("train", count, seed=1), profiles[count], request)
     seen = Inputs()
-    LayerStream(source).final_states(samples("held_out", HELD_OUT_TASKS, seed=2), seen)
+    LayerStream(source).final_states(samples("held_out", HELD_OUT_TASKS // 2, seed=2), seen)
     inputs = [np.concatenate(seen.of[layer]) for layer in range(NUM_LAYERS)]
-    passages = tasks("held_out", HELD_OUT_TASKS, seed=3)
-    return Trained(source, profiles, inputs, Referee(source, passages, samples=len(passages)), folder)
+    judged = task_passages("held_out", HELD_OUT_TASKS, seed=3)
+    return Trained(source, profiles, inputs, Referee(source, judged, samples=len(judged)), folder)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_compensation_beats_rounding_in_every_layer_on_inputs_it_was_not_fitted_to(
+def test_compensation_lowers_the_error_of_every_down_proj_on_inputs_it_was_not_fitted_to(
     trained: Trained, bits: int
 ) -> None:
-    compensated, rounded = (trained.output_errors(bits, method) for method in ("compensated", "round"))
-    print((compensated/rounded).T.round(3))
+    errors = trained.output_errors("compensated", bits) / trained.output_errors("round", bits)
+    assert errors.shape == (NUM_LAYERS, 2)
+    assert errors.max() < 0.4
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_compensation_beats_rounding_in_divergence(trained: Trained, bits: int) -> None:
-    print(bits, trained.divergence(bits, "compensated") , trained.divergence(bits, "round"))
+@pytest.mark.parametrize("bits", [2, 3])
+def test_compensation_lowers_the_divergence_and_most_at_the_usual_place(trained: Trained, bits: int) -> None:
+    # Few places, where the model hesitates, make up most of the mean: two group sizes steady it.
+    means, medians = {}, {}
+    for method in ("round", "compensated"):
+        found = [trained.judge(method, bits, group_size).kld for group_size in (64, 128)]
+        means[method] = sum(spread.mean.value for spread in found)
+        medians[method] = sum(spread.percentiles[50.0] for spread in found)
+    assert means["compensated"] < 0.75 * means["round"]
+    assert medians["compensated"] < 0.4 * medians["round"]
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_compensation_by_2_tokens_per_column_is_no_worse_than_rounding(trained: Trained, bits: int) -> None:
-    print(bits, trained.divergence(bits, "compensated", FEW_TASKS) , trained.divergence(bits, "round"))
+    few, rounded = trained.judge("compensated", bits, tasks=FEW_TASKS), trained.judge("round", bits)
+    assert few.kld.mean.value < rounded.kld.mean.value
