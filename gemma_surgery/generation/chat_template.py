@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gemma_surgery.checkpoint.json_types import Json, load_json_object, read_small_file
@@ -33,6 +34,7 @@ class ChatTemplate:
     def __init__(self, source: str, file: str) -> None:
         self.source = source
         self.file = file
+        self._code: CodeType | None = None
 
     def render(
         self,
@@ -57,7 +59,13 @@ class ChatTemplate:
         given = {**(variables or {}), "add_generation_prompt": add_generation_prompt}
         given["messages"] = [turn.as_message() for turn in turns]
         try:
-            return ChatEnvironment().from_string(self.source).render(given)
+            environment = ChatEnvironment()
+            # Compiling takes many times as long as rendering; the code finds limits in its environment.
+            self._code = self._code or environment.compile(self.source)
+            template = environment.template_class.from_code(
+                environment, self._code, environment.make_globals(None)
+            )
+            return template.render(given)
         except TemplateRefusal as error:
             self._refuse(f"the template in `{self.file}` refuses the conversation: {_one_line(error)}")
         except SecurityError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from itertools import count
 
 import pytest
 
@@ -155,6 +156,21 @@ def test_time_ends_a_template_that_does_little_steps_of_long_work(monkeypatch: p
     monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
     with pytest.raises(SurgeryError, match="seconds"):
         rendered("{% for i in range(90000) %}{% set x = range(9999) | sort | length %}{% endfor %}")
+
+
+def test_a_machine_that_is_busy_with_other_things_ends_no_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(step=3600)
+    monkeypatch.setattr(template_limits.time, "monotonic", lambda: float(next(clock)))
+    assert rendered("{% for i in range(3) %}{{ i }}{% endfor %}") == "012"
+
+
+def test_every_rendering_of_a_template_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_STEPS", 1000)
+    template = ChatTemplate("{% for i in range(messages[0].content | int) %}{% endfor %}.", "a.jinja")
+    assert [template.render(check_conversation("600")) for _ in range(3)] == [".", ".", "."]
+    with pytest.raises(SurgeryError, match="steps"):
+        template.render(check_conversation("2000"))
+    assert template.render(check_conversation("600")) == "."
 
 
 @pytest.mark.parametrize(
