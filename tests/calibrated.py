@@ -16,6 +16,8 @@ from gemma_surgery.checkpoint.model_folder import open_checkpoint
 LAYERS = "language_model.model.layers."
 NUM_LAYERS, WIDTH, HEADS = 8, 512, 4
 SAMPLES, TOKENS = 6, 160
+# As many inputs as it takes for correlations to count in full.
+ENOUGH = 8 * WIDTH
 
 
 def down_proj(layer: int) -> str:
@@ -70,8 +72,8 @@ def made_up(seed: int = 0, hessians: bool = True, rank: int = 96) -> MadeUp:
         }
         result.statistics |= {name: values.astype(np.float32) for name, values in own.items()}
         if hessians:
-            packed = profile.pack_hessian(down_proj(layer), result.hessian(layer).astype(np.float32))
-            result.statistics |= dict(packed)
+            hessian = result.hessian(layer).astype(np.float32)
+            result.statistics |= dict(profile.pack_hessian(down_proj(layer), hessian, ENOUGH))
     return result
 
 

@@ -199,6 +199,7 @@ def _entries(family: Gemma3, has_images: bool, hessians: Sequence[str]) -> list[
                 entries.append((f"{linear}.{profile.OUTPUT_SHARE}", "F32", (columns,)))
             if _matches(linear, hessians):
                 entries += [
+                    (f"{linear}.{profile.COUNT}", "F32", (1,)),
                     (f"{linear}.{profile.DIAGONAL}", "F32", (columns,)),
                     (f"{linear}.{profile.CORRELATION}", "I16", (columns * (columns - 1) // 2,)),
                 ]

@@ -29,6 +29,7 @@ FLUCTUATION = "input_fluctuation"
 OUTPUT_SHARE = "output_share"
 DIAGONAL = "hessian_diagonal"
 CORRELATION = "hessian_correlation"
+COUNT = "hessian_count"
 
 DTYPES: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "I16": np.dtype("<i2")}
 # Correlations lie in [-1, 1].
@@ -119,6 +120,10 @@ class Profile:
         """Whether the profile was made with the Hessian of this layer."""
         return f"{linear}.{DIAGONAL}" in self.header.tensors
 
+    def hessian_count(self, linear: str) -> int:
+        """Inputs (tokens or patches) that the Hessian of a layer is the mean over."""
+        return int(self._not_negative(f"{linear}.{COUNT}", 1)[0])
+
     def hessian(self, linear: str, width: int) -> npt.NDArray[np.float32]:
         """Mean over tokens of `x x^T` of a linear layer's input, float32 `[F, F]`, symmetric.
 
@@ -196,9 +201,10 @@ def read_profile(path: Path, fingerprint: str) -> Profile:
 
 
 def pack_hessian(
-    linear: str, hessian: npt.NDArray[np.float32]
+    linear: str, hessian: npt.NDArray[np.float32], count: int
 ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """The stored parts of a Hessian `[F, F]`, of which the upper triangle is read."""
+    """The stored parts of a Hessian `[F, F]` over `count` inputs, of which the upper triangle is read."""
+    yield f"{linear}.{COUNT}", np.asarray([count], np.float32)
     diagonal = np.maximum(np.diagonal(hessian), 0)
     yield f"{linear}.{DIAGONAL}", diagonal.astype(np.float32)
     root = np.sqrt(diagonal)

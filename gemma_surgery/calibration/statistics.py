@@ -114,6 +114,7 @@ class Hessian:
         memory[:] = 0
         self._sum = memory
         self._weights = 0.0
+        self._count = 0
         self._waiting: list[mx.array] = []
         self._num_waiting = 0
 
@@ -126,17 +127,19 @@ class Hessian:
         else:
             self._weights += x.shape[0]
         mx.eval(x)
+        self._count += x.shape[0]
         self._waiting.append(x)
         self._num_waiting += x.shape[0]
         if self._num_waiting >= HESSIAN_TOKENS:
             self._flush()
 
-    def result(self, ranks: Ranks) -> npt.NDArray[np.float32]:
-        """Over the tokens of all ranks, `[F, F]`; only the upper triangle is valid."""
+    def result(self, ranks: Ranks) -> tuple[npt.NDArray[np.float32], int]:
+        """Over the tokens of all ranks, `[F, F]`, only the upper triangle valid, and how many they are."""
         self._flush()
         total = ranks.sum_large(self._sum)
-        total /= np.float32(ranks.sum(np.asarray([self._weights]))[0])
-        return total
+        weights, count = ranks.sum(np.asarray([self._weights, self._count]))
+        total /= np.float32(weights)
+        return total, int(count)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -214,8 +217,8 @@ class LayerStatistics:
                 added = fluctuation * self._column_squares[linear]
                 self._give(f"{linear}.{profile.OUTPUT_SHARE}", added / max(added.sum(), TINY))
         for linear in sorted(self._hessians):
-            hessian = self._hessians.pop(linear).result(self._ranks)
-            for name, part in profile.pack_hessian(linear, hessian):
+            hessian, count = self._hessians.pop(linear).result(self._ranks)
+            for name, part in profile.pack_hessian(linear, hessian, count):
                 self._on_result(name, part)
 
     def _give(self, name: str, values: Values) -> None:

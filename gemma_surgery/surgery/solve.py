@@ -31,9 +31,8 @@ class Hessians(Protocol):
         """Identity of the profile."""
         ...
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that it was measured on; 0 if that is not known."""
+    def hessian_count(self, linear: str) -> int:
+        """Inputs that the mean is over."""
         ...
 
     def hessian(self, linear: str, width: int) -> Values:
@@ -79,7 +78,7 @@ class Solve:
         hessian = None
         if compensated or (self.reconstruct and kept is not None):
             hessian = self.profile.hessian(self.linear, weight.shape[1])
-            solver.shrink(hessian, solver.shrinkage(self.profile.num_tokens, len(hessian)))
+            solver.shrink(hessian, solver.shrinkage(self.profile.hessian_count(self.linear), len(hessian)))
         if kept is not None:
             if self.reconstruct:
                 assert hessian is not None

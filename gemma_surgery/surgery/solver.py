@@ -35,15 +35,14 @@ ORDERS = ("natural", "activation")
 ENOUGH_TOKENS = 8
 
 
-def shrinkage(num_tokens: int, columns: int) -> float:
+def shrinkage(count: int, columns: int) -> float:
     """The share by which to shrink the correlations of a Hessian of few tokens, 0 to 1.
 
     Args:
-        num_tokens: that the Hessian is the mean over; 0 if that is not known, which counts as enough.
+        count: of inputs that the Hessian is the mean over.
         columns: of the Hessian.
     """
-    enough = ENOUGH_TOKENS * columns
-    return 1 - num_tokens / enough if 0 < num_tokens < enough else 0.0
+    return max(0.0, 1 - count / (ENOUGH_TOKENS * columns))
 
 
 def shrink(hessian: Matrix, share: float) -> None:

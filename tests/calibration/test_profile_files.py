@@ -29,7 +29,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def packed(hessian: np.ndarray) -> dict[str, np.ndarray]:
-    return dict(pack_hessian(LINEAR, hessian.astype(np.float32)))
+    return dict(pack_hessian(LINEAR, hessian.astype(np.float32), 12))
 
 
 def test_a_packed_hessian_has_its_diagonal_exactly_and_the_rest_within_the_stated_error(write) -> None:

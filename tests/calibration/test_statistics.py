@@ -162,6 +162,7 @@ def test_hessians_are_the_mean_outer_product_of_inputs_relative_to_outputs(measu
             weights = weights if name in ("mlp.down_proj", "self_attn.o_proj") else np.ones(len(inputs))
             expected = (inputs * weights[:, None]).T @ inputs / weights.sum()
             got = measured.profile.hessian(prefix + name, inputs.shape[1]).astype(np.float64)
+            assert measured.profile.hessian_count(prefix + name) == len(inputs)
             root = np.sqrt(np.diagonal(expected))
             assert np.array_equal(got, got.T)
             assert_near(np.diagonal(got), np.diagonal(expected))

@@ -209,6 +209,8 @@ def test_hessians_equal_those_of_the_reference(sides: Sides) -> None:
                 weights = 1 / np.square(np.concatenate(sides.outputs[linear])).mean(axis=1)
             expected = (x * weights[:, None]).T @ x / weights.sum()
             results.append((linear, sides.profile.hessian(linear, len(expected)), expected))
+            # Tokens for the decoder, patches for the tower.
+            assert sides.profile.hessian_count(linear) == len(x)
     assert_near(results, "Hessians")
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from calibrated import LAYERS, MadeUp, as_float32, down_proj, made_up
+from calibrated import ENOUGH, LAYERS, NUM_LAYERS, MadeUp, as_float32, down_proj, made_up
 from compressing import compress_steps, folder_hashes, plan_steps, read_json
 from independent import dequantize, read_all, total_bytes, value
-from safetensors.numpy import save_file
 
 from gemma_surgery.calibration import profile
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
@@ -163,14 +162,14 @@ def test_few_tokens_move_the_fit_less(tiny_dense: Path, tmp_path: Path, measured
     source = as_float32(tiny_dense, tmp_path / "source", lambda tensors: None)
     fingerprint = open_checkpoint(source).fingerprint
     before, kept, weights = read_all(source), {}, {}
-    for tokens in (0, 8 * 512, 512):
-        metadata = {profile.FINGERPRINT_KEY: fingerprint, profile.TOKENS_KEY: str(tokens)}
-        save_file(measured.statistics, tmp_path / "a.profile", metadata)
+    for tokens in (80 * 512, 8 * 512, 512):
+        counts = {f"{down_proj(layer)}.{profile.COUNT}": np.float32([tokens]) for layer in range(NUM_LAYERS)}
+        MadeUp({}, {**measured.statistics, **counts}).write(tmp_path / "a.profile", source)
         text = f'profile = "{tmp_path / "a.profile"}"\n{PRUNE}'
         after = read_all(compress_steps(source, tmp_path, text))
         kept[tokens] = kept_neurons(before, after, 7)
         weights[tokens] = value(after, f"{down_proj(7)}.weight")
-    assert np.array_equal(weights[0], weights[8 * 512])
+    assert np.array_equal(weights[80 * 512], weights[8 * 512])
     # An eighth of the tokens that are enough: an eighth of the correlations.
     stored = profile.read_profile(tmp_path / "a.profile", fingerprint)
     hessian = stored.hessian(down_proj(7), 512).astype(np.float64)
@@ -181,7 +180,7 @@ def test_few_tokens_move_the_fit_less(tiny_dense: Path, tmp_path: Path, measured
     moved = whole @ shrunk[:, columns] - whole[:, columns] @ inner
     wanted = whole[:, columns] + np.linalg.solve(inner + ridge, moved.T).T
     assert np.abs(weights[512] - wanted).max() < 1e-4 * np.abs(wanted).max()
-    assert np.abs(weights[512] - weights[0]).max() > 0.01 * np.abs(wanted).max()
+    assert np.abs(weights[512] - weights[8 * 512]).max() > 0.01 * np.abs(wanted).max()
 
 
 def test_fitted_and_compensated_columns_beat_rounded_ones(
@@ -276,7 +275,7 @@ def test_columns_of_padding_stay_zero_whatever_a_profile_knows(
     fc2 = "vision_tower.vision_model.encoder.layers.0.mlp.fc2"
     inputs = np.random.default_rng(4).normal(size=(600, 272)).astype(np.float32)
     hessian = inputs.T @ inputs / len(inputs)
-    known = MadeUp({}, {**measured.statistics, **dict(profile.pack_hessian(fc2, hessian))})
+    known = MadeUp({}, {**measured.statistics, **dict(profile.pack_hessian(fc2, hessian, ENOUGH))})
     pad = '[[steps]]\nstep = "pad_vision_mlp"\n'
     text = with_profile(known, tiny_dense, tmp_path, f"{pad}{QUANTIZE}")
     after = read_all(compress_steps(tiny_dense, tmp_path, text))

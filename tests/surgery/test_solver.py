@@ -113,7 +113,6 @@ def test_fewer_tokens_shrink_more_and_enough_of_them_not_at_all() -> None:
     assert 0.99 < shares[0] < 1
     assert shares[1:3] == [0.75, 0.5]
     assert shares[4:] == [0, 0]
-    assert solver.shrinkage(0, 100) == 0
 
 
 def test_without_correlations_errors_stay_where_they_are_and_scales_suit_what_they_cost() -> None:
