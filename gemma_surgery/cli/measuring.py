@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_surgery.checkpoint.json_types import os_reason
 from gemma_surgery.cli.console import CountProgress, remarks
 from gemma_surgery.errors import SurgeryError
 
@@ -61,6 +62,7 @@ def with_profile(
         known = known_profile(path)
         wanted = (checkpoint.fingerprint, passages_sha256(passages))
         if not (resume and known == wanted):
+            _make_folder(path.parent)
             remarks().print(f"measuring what the neurons of {checkpoint.path.name} do: {path}")
             progress = CountProgress("profiling", quiet)
             calibrate(checkpoint, passages, path, max_tokens=MAX_TOKENS, resume=resume, progress=progress)
@@ -78,6 +80,14 @@ def known_profile(path: Path) -> tuple[str | None, str | None] | None:
     if FINGERPRINT_KEY not in metadata:
         raise SurgeryError("profile", f"need a free name for the profile, got another file in `{path}`")
     return metadata[FINGERPRINT_KEY], metadata.get(DATA_KEY)
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder that the output will lie in, as `compress` makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SurgeryError("profile", f"cannot create `{folder}`: {os_reason(error)}") from None
 
 
 @contextmanager

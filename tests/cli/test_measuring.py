@@ -38,7 +38,7 @@ def scored_by(output: Path) -> str:
 
 
 def test_mobile_measures_first_and_what_it_made_can_be_derived_again(cli, tmp_path: Path) -> None:
-    target = tmp_path / "out"
+    target = tmp_path / "new" / "folder" / "out"
     assert cli("compress", MODEL, "-o", target, *SETTINGS, "--quiet").code == 0
     assert "measured fluctuation" in scored_by(target)
     assert read_json(target / "surgery.json")["recipe"]["profile"] == f"{target}.profile"
@@ -57,6 +57,12 @@ def test_the_profile_beside_an_output_is_found_from_anywhere(
     (tmp_path / "out").rename(tmp_path / "moved/out")
     notes = cli("verify", tmp_path / "moved/out", "--against", MODEL, "--quiet", "--json").document["notes"]
     assert "needs the profile `out.profile`" in notes[0]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = cli("compress", MODEL, "-o", tmp_path / "file" / "out", *SETTINGS, "--quiet")
+    assert result.code == 2 and "cannot create" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_without_measuring_neurons_are_scored_by_weights(cli, tmp_path: Path) -> None:
