@@ -23,6 +23,10 @@ class SurgeryError(Exception):
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
 
+class MissingProfileError(SurgeryError):
+    """A step needs measured statistics and was given none."""
+
+
 class SurgeryErrors(SurgeryError):
     """Several problems found together, so that the user mends them in one go."""
 

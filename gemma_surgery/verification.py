@@ -109,7 +109,7 @@ def recorded_recipe(
     recipe = Recipe.from_json(entry(manifest, "recipe"))
 
     def place(name: str) -> Path:
-        beside = output.path.parent / Path(name).name
+        beside = output.path.resolve().parent / Path(name).name
         return profile or (beside if beside.is_file() and not recipe.path(name).is_file() else Path(name))
 
     recipe = recipe.locate({name: place(name) for name in recipe.profiles})

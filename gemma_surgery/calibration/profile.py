@@ -118,7 +118,7 @@ class Profile:
 
     def has_hessian(self, linear: str) -> bool:
         """Whether the profile was made with the Hessian of this layer."""
-        return f"{linear}.{DIAGONAL}" in self.header.tensors
+        return {f"{linear}.{part}" for part in (COUNT, DIAGONAL)} <= self.header.tensors.keys()
 
     def hessian_count(self, linear: str) -> int:
         """Inputs (tokens or patches) that the Hessian of a layer is the mean over."""

@@ -138,7 +138,7 @@ class Hessian:
         self._flush()
         total = ranks.sum_large(self._sum)
         weights, count = ranks.sum(np.asarray([self._weights, self._count]))
-        total /= np.float32(weights)
+        total /= np.float32(max(weights, TINY))
         return total, int(count)
 
     def _flush(self) -> None:
@@ -282,9 +282,13 @@ class LayerStatistics:
 
 
 def _relative(y: mx.array) -> mx.array:
-    """What tokens count whose outputs `[..., E]` a norm scales to one size: 1 / mean square, `[T]`."""
+    """What tokens count whose outputs `[..., E]` a norm scales to one size: 1 / mean square, `[T]`.
+
+    An output of zero stays zero, and counts nothing.
+    """
     y = y.reshape(-1, y.shape[-1]).astype(mx.float32)
-    return 1 / mx.maximum(mx.square(y).mean(axis=-1), TINY)
+    mean = mx.square(y).mean(axis=-1)
+    return mx.where(mean > TINY, 1 / mx.maximum(mean, TINY), 0)
 
 
 def _outer_sum(rows: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.checkpoint.target import Places, check_beforehand, check_separate
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, TransferProgress, out, print_json, remarks
-from gemma_surgery.cli.measuring import Measure, with_profile
+from gemma_surgery.cli.measuring import Measure, check_plan, with_profile
 from gemma_surgery.cli.memory import PeakMemory
 from gemma_surgery.cli.plan import print_steps, print_warnings, summary
 from gemma_surgery.errors import SurgeryError
@@ -23,6 +23,10 @@ from gemma_surgery.surgery.plan import Plan
 from gemma_surgery.verification import check_structure
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gemma_surgery.calibration.passages import Passage
+    from gemma_surgery.quality.guard import Limit
     from gemma_surgery.quality.step_costs import StepCost
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same recipe.")]
@@ -70,16 +74,20 @@ def command(
     loaded = load_recipe(recipe, overrides or (), profile)
     checkpoint = open_checkpoint(model, revision)
     check_separate(output, checkpoint.path)
+    rules = None if guard is None else _rules(guard, guard_action, guard_samples, guard_texts)
+    begin = time.perf_counter()
     if measure:
-        # Nothing that is known beforehand is to be told after the minutes of a measurement.
         check_beforehand(Places.of(output), overwrite)
-        make_plan(checkpoint, loaded)
-        loaded = with_profile(checkpoint, loaded, output, resume=resume, quiet=quiet or json)
-    measured: dict[str, object] = {}
-    if guard is not None:
-        loaded, measured = _guarded(
-            checkpoint, loaded, guard, guard_action, guard_samples, guard_texts, threads, quiet or json
+        check_plan(checkpoint, loaded)
+        loaded = with_profile(
+            checkpoint, loaded, output, resume=resume, overwrite=overwrite, quiet=quiet or json
         )
+    before: dict[str, float] = {"measuring": time.perf_counter() - begin}
+    measured: dict[str, object] = {}
+    if rules is not None:
+        begin = time.perf_counter()
+        loaded, measured = _guarded(checkpoint, loaded, rules, threads, quiet or json)
+        before["guard"] = time.perf_counter() - begin
     if stages:
         for number, (step, _) in enumerate(loaded.steps[:-1], 1):
             stage = output.with_name(f"{output.name}.{number}-{step}")
@@ -87,8 +95,12 @@ def command(
             remarks().print(f"wrote {stage}")
     result = _compress(checkpoint, loaded, output, resume, overwrite, threads, quiet)
     if json:
-        print_json({**result.to_json(), **measured})
+        seconds_before = {name: round(seconds, 3) for name, seconds in before.items()}
+        print_json({**result.to_json(), "seconds_before": seconds_before, **measured})
     else:
+        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in before.items() if seconds > 1)
+        if spent:
+            out().print(f"before: {spent}")
         _print(result, output)
 
 
@@ -120,26 +132,35 @@ class Result:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What the guard goes by."""
+
+    limit: Limit
+    action: Literal["stop", "skip"]
+    samples: int
+    passages: Sequence[Passage]
+
+
+def _rules(limit: str, action: Literal["stop", "skip"], samples: int, texts: Path | None) -> Rules:
+    from gemma_surgery.calibration.passages import held_out_passages, read_passages
+    from gemma_surgery.quality.guard import Limit
+
+    passages = held_out_passages() if texts is None else read_passages(texts)
+    return Rules(Limit.parse(limit), action, samples, passages)
+
+
 def _guarded(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    limit: str,
-    action: Literal["stop", "skip"],
-    samples: int,
-    texts: Path | None,
-    threads: int | None,
-    quiet: bool,
+    checkpoint: Checkpoint, recipe: Recipe, rules: Rules, threads: int | None, quiet: bool
 ) -> tuple[Recipe, dict[str, object]]:
     """The recipe of the steps that stay, and what was measured, for `--json`."""
-    from gemma_surgery.calibration.passages import held_out_passages, read_passages
-    from gemma_surgery.quality.guard import Limit, guarded
+    from gemma_surgery.quality.guard import guarded
     from gemma_surgery.quality.referee import Referee
 
-    parsed = Limit.parse(limit)
     referee = Referee(
         checkpoint,
-        held_out_passages() if texts is None else read_passages(texts),
-        samples=samples,
+        rules.passages,
+        samples=rules.samples,
         progress=lambda phase: CountProgress(f"guard, {phase}", quiet),
     )
 
@@ -150,7 +171,9 @@ def _guarded(
             shown = f"divergence {mean.value:.4g} +- {mean.stderr:.2g} nats"
         remarks().print(f"guard: {cost.number} {cost.step}: {shown}{'' if cost.is_kept else ', left out'}")
 
-    kept, costs = guarded(checkpoint, recipe, parsed, referee, action=action, threads=threads, on_step=tell)
+    kept, costs = guarded(
+        checkpoint, recipe, rules.limit, referee, action=rules.action, threads=threads, on_step=tell
+    )
     measured: dict[str, object] = {
         "guard": [cost.to_json() for cost in costs],
         "guard_protocol": referee.protocol.to_json(),
@@ -169,15 +192,17 @@ def _compress(
 ) -> Result:
     begin = time.perf_counter()
     check_separate(output, checkpoint.path)
+    # Its place, whatever it is called: the working folder is another one once it was replaced.
+    target = Places.of(output).target
     with PeakMemory() as memory:
         plan = make_plan(checkpoint, recipe)
         planned = time.perf_counter()
         print_warnings(plan)
         progress = TransferProgress(f"writing {output.name}", quiet)
         outcome = execute(
-            plan, output, threads=threads, resume=resume, overwrite=overwrite, progress=progress
+            plan, target, threads=threads, resume=resume, overwrite=overwrite, progress=progress
         )
-        verdict = check_structure(open_checkpoint(output))
+        verdict = check_structure(open_checkpoint(target))
     if not verdict.ok:
         raise SurgeryError(
             "compress", f"the output is not sound: {verdict.problems[0]} ({len(verdict.problems)} problems)"

@@ -14,7 +14,7 @@ import typer
 from gemma_surgery.checkpoint.model_folder import Checkpoint, open_checkpoint
 from gemma_surgery.cli import options
 from gemma_surgery.cli.console import CountProgress, megabytes, out, print_json, print_table
-from gemma_surgery.cli.measuring import known_profile
+from gemma_surgery.cli.measuring import measure_beside
 from gemma_surgery.cli.plan import print_step_table, summary
 from gemma_surgery.demo_model import SCALED, demo_model_path
 from gemma_surgery.recipes.recipe import load_recipe, make_plan
@@ -92,22 +92,14 @@ class Examined:
 
 
 def _demo(target: Path, scenes: int, tasks: int, json: bool, quiet: bool) -> None:
-    from gemma_surgery.calibration.calibrate import calibrate
     from gemma_surgery.demo_model.questions import DESCRIBE
     from gemma_surgery.demo_model.scenes import caption, random_scene, render
     from gemma_surgery.demo_model.task_passages import task_passages
     from gemma_surgery.demo_model.tasks import random_task
 
     original = open_checkpoint(demo_model_path("bf16"))
-    profile = target.with_name(f"{target.name}.profile")
-    # Another file of this name is not ours to replace.
-    known_profile(profile)
-    calibrate(
-        original,
-        task_passages("train", CALIBRATION_TASKS, SEED),
-        profile,
-        progress=CountProgress("profiling", quiet or json),
-    )
+    passages = task_passages("train", CALIBRATION_TASKS, SEED)
+    profile = measure_beside(original, passages, target, overwrite=True, quiet=quiet or json)
     plan = make_plan(original, load_recipe("mobile", SCALED, profile))
     execute(plan, target, overwrite=True)
     verdict = verify(target, original)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_surgery.checkpoint.json_types import os_reason
+from gemma_surgery.checkpoint.target import Places
 from gemma_surgery.cli.console import CountProgress, remarks
-from gemma_surgery.errors import SurgeryError
+from gemma_surgery.errors import MissingProfileError, SurgeryError, SurgeryErrors
+from gemma_surgery.recipes.recipe import make_plan
 
 if TYPE_CHECKING:
+    from gemma_surgery.calibration.passages import Passage
     from gemma_surgery.checkpoint.model_folder import Checkpoint
     from gemma_surgery.recipes.recipe import Recipe
 
@@ -37,6 +40,7 @@ def with_profile(
     output: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
 ) -> Recipe:
     """The recipe with a profile, if it asks for one: its own, else `OUTPUT.profile`, made now if need be.
@@ -45,37 +49,87 @@ def with_profile(
         checkpoint: the original.
         recipe: what is wanted.
         output: what the profile is named after.
-        resume: use the profile that is there, or go on with an interrupted measurement.
+        resume: go on with an interrupted measurement.
+        overwrite: measure anew even if that profile is there, or one of another checkpoint.
         quiet: no progress.
 
     Raises:
-        SurgeryError: it cannot be made, or something else has its name.
+        SurgeryError: it cannot be made, or another file has its name.
     """
-    from gemma_surgery.calibration.calibrate import calibrate
-    from gemma_surgery.calibration.passages import calibration_passages, passages_sha256
+    from gemma_surgery.calibration.passages import calibration_passages
 
     if recipe.profile is not None or not recipe.measure:
         return recipe
-    path = output.with_name(f"{output.name}.profile")
+    if not any(hasattr(step, "profile") for _, step in recipe.steps):
+        return recipe
     passages = calibration_passages()[:PASSAGES]
     with _hint(WITHOUT):
-        known = known_profile(path)
-        wanted = (checkpoint.fingerprint, passages_sha256(passages))
-        if not (resume and known == wanted):
-            _make_folder(path.parent)
-            remarks().print(f"measuring what the neurons of {checkpoint.path.name} do: {path}")
-            progress = CountProgress("profiling", quiet)
-            calibrate(checkpoint, passages, path, max_tokens=MAX_TOKENS, resume=resume, progress=progress)
+        path = measure_beside(checkpoint, passages, output, resume=resume, overwrite=overwrite, quiet=quiet)
     return replace(recipe, profile=str(path))
 
 
-def known_profile(path: Path) -> tuple[str | None, str | None] | None:
-    """Checkpoint and data of the profile that is there; None for no file, an error for another one."""
+def measure_beside(
+    checkpoint: Checkpoint,
+    passages: Sequence[Passage],
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """The profile `OUTPUT.profile` of a checkpoint on passages: the one that is there, or made now.
+
+    One that was made on other data is somebody's own, and never replaced. Arguments as for `with_profile`.
+
+    Raises:
+        SurgeryError: it cannot be made, or another file has its name.
+    """
+    from gemma_surgery.calibration.calibrate import calibrate
+    from gemma_surgery.calibration.passages import passages_sha256
+
+    target = Places.of(output).target
+    # As it was written, where that is a name: it becomes part of the manifest.
+    named = output if output.name == target.name and "~" not in str(output) else target
+    path = named.with_name(f"{named.name}.profile")
+    if path.exists():
+        fingerprint, data = _made_of(path)
+        if data != passages_sha256(passages) or (fingerprint != checkpoint.fingerprint and not overwrite):
+            what = "other data" if fingerprint == checkpoint.fingerprint else "another checkpoint"
+            raise SurgeryError(
+                "profile",
+                f"need a free name for the profile, got one of {what} in `{path}`",
+                "use it with `--profile`, or move it away",
+            )
+        if not overwrite:
+            remarks().print(f"using what was measured before: {path}")
+            return path
+    _make_folder(path.parent)
+    remarks().print(f"measuring what the neurons of {checkpoint.path.name} do: {path}")
+    progress = CountProgress("profiling", quiet)
+    calibrate(checkpoint, passages, path, max_tokens=MAX_TOKENS, resume=resume, progress=progress)
+    return path
+
+
+def check_plan(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse what does not fit, whatever is measured: that is not to be told after minutes of measuring.
+
+    Raises:
+        SurgeryErrors: every step that does not fit the checkpoint.
+    """
+    try:
+        make_plan(checkpoint, recipe)
+    except SurgeryErrors as errors:
+        if not all(isinstance(error, MissingProfileError) for error in errors.errors):
+            raise
+    except MissingProfileError:
+        pass
+
+
+def _made_of(path: Path) -> tuple[str, str | None]:
+    """Checkpoint and data of a profile."""
     from gemma_surgery.calibration.profile import DATA_KEY, FINGERPRINT_KEY
     from gemma_surgery.checkpoint.header import read_header
 
-    if not path.exists():
-        return None
     metadata = read_header(path).metadata
     if FINGERPRINT_KEY not in metadata:
         raise SurgeryError("profile", f"need a free name for the profile, got another file in `{path}`")

@@ -80,9 +80,9 @@ def command(
     goal = Goal(None if target_size is None else parse_size(target_size), max_kl)
     source = open_checkpoint(model, revision)
     loaded = load_recipe(recipe, overrides or (), profile)
-    if measure:
-        loaded = with_profile(source, loaded, output, resume=True, quiet=quiet or json)
     passages = held_out_passages() if calibration is None else read_passages(calibration)
+    if measure:
+        loaded = with_profile(source, loaded, output, overwrite=overwrite, quiet=quiet or json)
     referee = Referee(source, passages, samples=samples, max_tokens=max_tokens)
     space = Space(source, loaded, loaded.profile)
     journal = Journal(output.with_name(f"{output.name}.journal"), referee.identity)
@@ -93,7 +93,8 @@ def command(
     best = space.recipe(found.best)
     if best.profile is not None:
         # Recipe files name their neighbours relative to themselves.
-        best = replace(best, profile=os.path.relpath(best.path(best.profile), output.parent))
+        place = os.path.relpath(os.path.realpath(best.path(best.profile)), os.path.realpath(output.parent))
+        best = replace(best, profile=place)
     text = toml_of(
         best,
         f"{found.best.label}: {found.measured.size_bytes:,} bytes, divergence {found.measured.kl:.4g} "

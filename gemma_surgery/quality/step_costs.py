@@ -97,7 +97,8 @@ def recipe_behind(output: Checkpoint, source: Checkpoint, profile: Path | None =
     Args:
         output: written by `compress`.
         source: the checkpoint that it was made of.
-        profile: where the profile lies that the recipe used, default: where the recipe says.
+        profile: where the profile lies that the recipe used, default: where the recipe says, else beside
+            the output.
 
     Raises:
         SurgeryError: the output has no manifest or another source, or a file that its recipe names is

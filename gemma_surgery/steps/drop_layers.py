@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemma_surgery.errors import SurgeryError
+from gemma_surgery.errors import MissingProfileError, SurgeryError
 from gemma_surgery.families.edit import cheapest_layers, check_layers, set_layers
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.steps.base import Step, open_profile, source_matrix
@@ -76,7 +76,7 @@ class DropLayers(Step):
                 f"need either `auto` or `{'layers' if self.layers else 'last'}`, got both",
             )
         if self.profile is None:
-            raise SurgeryError(
+            raise MissingProfileError(
                 "drop_layers",
                 f"need `profile` for `auto = {count}`, got none",
                 "make one with `gemma-surgery profile`, and give it with `--profile`",

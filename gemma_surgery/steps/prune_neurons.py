@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from gemma_surgery.calibration.profile import Profile
-from gemma_surgery.errors import SurgeryError
+from gemma_surgery.errors import MissingProfileError, SurgeryError
 from gemma_surgery.families.edit import set_mlp_widths
 from gemma_surgery.families.gemma3 import Gemma3
 from gemma_surgery.steps.allocation import Option, best_choices
@@ -19,14 +19,16 @@ from gemma_surgery.surgery.draft import Draft
 from gemma_surgery.surgery.encoding import Quantized
 from gemma_surgery.surgery.ranking import Ranking
 from gemma_surgery.surgery.selection import Indices, Scores, Selection, TopRanked
+from gemma_surgery.surgery.tensor import Tensor
 
 # Of a layer's neurons, at most this share goes when layers share out what goes.
 MOST_GLOBAL = 0.75
+LEAST_SHARE = 1e-12
 
 
 @dataclass(frozen=True)
 class PruneNeurons(Step):
-    """Keep the most important neurons of each unprotected decoder layer.
+    """Keep the most important neurons of the decoder layers.
 
     Scores of neuron i: `activation`, the mean of |gelu(gate(x))| that a profile measured (Gemma-Prune,
     section 3.6); `wifv`, the fluctuation of its output that a profile measured times the squared norm of
@@ -35,13 +37,14 @@ class PruneNeurons(Step):
     By activation, a layer of width d keeps, by Gemma-Prune's equation 18,
     ``max(floor(alive / g) * g, ceil((1 - max_ratio) * d / g) * g)`` neurons, where `alive` counts
     those whose score reaches `threshold` and g is `alignment`. The other scores say nothing about
-    `threshold`, so every layer is cut by the whole `max_ratio`.
+    `threshold`, so the whole of `max_ratio` goes.
 
     Args:
-        protect_first: decoder layers 0 to `protect_first - 1` are not touched.
-        protected_layers: further layers that are not touched.
+        protect_first: decoder layers 0 to `protect_first - 1` are not touched, unless `structure` is global.
+        protected_layers: further layers that are not touched, whatever the structure.
         threshold: mean absolute activation from which a neuron counts as alive.
-        max_ratio: largest share of a layer's neurons that may go.
+        max_ratio: largest share of a layer's neurons that may go; with a global structure, of those of all
+            unprotected layers.
         widths: instead of `threshold` and `max_ratio`, how many neurons each decoder layer keeps.
         alignment: the remaining width is a multiple of this.
         granularity: `neuron` stores down_proj anew; `group` moves whole quantization groups of its
@@ -71,7 +74,7 @@ class PruneNeurons(Step):
     profile: str | None = None
 
     def plan(self, draft: Draft) -> None:
-        """Choose and remove neurons in every unprotected layer."""
+        """Choose and remove neurons."""
         family = Gemma3(draft.config)
         self._check(family)
         profile = None if self.profile is None else open_profile(draft, self.profile)
@@ -97,7 +100,7 @@ class PruneNeurons(Step):
     def _check(self, family: Gemma3) -> None:
         for parameter, value in (("scores", self.scores), ("compensation", self.compensation)):
             if self.profile is None and value in ("activation", "wifv", "bias", "columns"):
-                raise SurgeryError(
+                raise MissingProfileError(
                     "prune_neurons",
                     f'need `profile` for `{parameter} = "{value}"`, got none',
                     "make one with `gemma-surgery profile`, and give it with `--profile`",
@@ -124,7 +127,8 @@ class PruneNeurons(Step):
         """Whether layers share out what goes."""
         if self.structure == "layers" or self.widths or profile is None or scores != "wifv":
             if self.structure == "global":
-                raise SurgeryError(
+                kind = MissingProfileError if profile is None and not self.widths else SurgeryError
+                raise kind(
                     "prune_neurons",
                     'need `scores = "wifv"` with a profile and no `widths` for `structure = "global"`',
                 )
@@ -137,20 +141,26 @@ class PruneNeurons(Step):
     def _spread(self, draft: Draft, family: Gemma3, profile: Profile) -> tuple[int, ...]:
         """Widths that lose as many neurons as the rule for each layer would, wherever they add least."""
         widths = family.mlp_widths
+        aligns = [self._align(draft, family, layer) for layer in range(family.num_layers)]
+        unit = math.gcd(*aligns)
         cut = 0
         for layer in self._free(family):
-            align = self._align(draft, family, layer)
-            cut += widths[layer] - remaining_width(widths[layer], 0, self.max_ratio, align)
+            cut += widths[layer] - remaining_width(widths[layer], 0, self.max_ratio, aligns[layer])
         options: list[list[Option]] = []
-        for layer, width in enumerate(widths):
-            align = self._align(draft, family, layer)
+        for layer, (width, align) in enumerate(zip(widths, aligns, strict=True)):
             most = 0 if layer in self.protected_layers else int(width * MOST_GLOBAL) // align
-            gate, _, down = (draft.tensor(name) for name in family.mlp(layer))
+            gate, _, down = _unranked(draft, family, layer)
             origin = source_matrix(draft, "prune_neurons", down.name)
             shares = profile.output_share(origin.name.removesuffix(".weight"), origin.columns)
-            lost = np.concatenate([[0.0], np.cumsum(np.sort(_current_scores(shares, gate.rows)))])
-            options.append([Option(parts * align, float(lost[parts * align])) for parts in range(most + 1)])
-        choice = next((c for c in best_choices(options) if c.saved_units >= cut), None)
+            # No neuron is quite free: of choices that add nothing, the one that removes least is the best.
+            lost = np.cumsum(np.sort(_current_scores(shares, gate.rows)) + LEAST_SHARE)
+            options.append(
+                [
+                    Option(parts * align // unit, float(lost[parts * align - 1]) if parts else 0.0)
+                    for parts in range(most + 1)
+                ]
+            )
+        choice = next((c for c in best_choices(options) if c.saved_units * unit >= cut), None)
         if choice is None:
             raise SurgeryError(
                 "prune_neurons",
@@ -158,7 +168,7 @@ class PruneNeurons(Step):
                 "protect fewer layers, or lower `max_ratio`",
             )
         return tuple(
-            width - layer_options[index].saved_units
+            width - layer_options[index].saved_units * unit
             for width, layer_options, index in zip(widths, options, choice.options, strict=True)
         )
 
@@ -198,14 +208,9 @@ class PruneNeurons(Step):
         profile: Profile | None,
         exact: int | None,
     ) -> int:
-        names = family.mlp(layer)
-        gate, up, down = (draft.tensor(name) for name in names)
-        origins = [source_matrix(draft, "prune_neurons", name) for name in names]
+        gate, up, down = _unranked(draft, family, layer)
+        origins = [source_matrix(draft, "prune_neurons", name) for name in family.mlp(layer)]
         width = gate.rows.count
-        if gate.rows.rankings:
-            raise SurgeryError(
-                "prune_neurons", f"need neurons that were not pruned by scores before, got `{gate.name}`"
-            )
         align, block = self._align(draft, family, layer), 1
         if self.granularity == "group":
             block = down.encoding.group_size if isinstance(down.encoding, Quantized) else align
@@ -277,6 +282,17 @@ def remaining_width(width: int, alive: int, max_ratio: float, alignment: int) ->
     # Rounded before the ceiling: 0.8 * 10240 / 64 must not become 128.00000000000003.
     by_ratio = math.ceil(round((1 - max_ratio) * width / alignment, 9)) * alignment
     return min(width, max(by_threshold, by_ratio))
+
+
+def _unranked(draft: Draft, family: Gemma3, layer: int) -> list[Tensor]:
+    """gate, up and down of a layer, none of whose neurons went by scores that are only known later."""
+    tensors = [draft.tensor(name) for name in family.mlp(layer)]
+    if tensors[0].rows.rankings:
+        raise SurgeryError(
+            "prune_neurons",
+            f"need neurons that were not pruned by scores before, got `{tensors[0].name}`",
+        )
+    return tensors
 
 
 def _current_scores(scores: Scores, rows: Selection) -> Scores:

@@ -171,3 +171,10 @@ def test_the_same_samples_give_the_same_bytes(dense: Path, tmp_path: Path, monke
         monkeypatch.setattr(measure, "SAVE_SECONDS", -1.0)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_hessian_that_does_not_say_of_how_many_inputs_it_is_counts_as_none(write) -> None:
+    parts = packed(np.eye(8))
+    assert read_profile(write(**parts), "mine").has_hessian(LINEAR)
+    del parts[f"{LINEAR}.hessian_count"]
+    assert not read_profile(write(**parts), "mine").has_hessian(LINEAR)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from calibrating import Recorder, profiled, run_whole, samples_of, whole_model
+from mlx.nn.layers.base import Module
 
 from gemma_surgery.calibration.profile import Profile, read_profile
 from gemma_surgery.calibration.ranks import Ranks
 from gemma_surgery.calibration.statistics import ChannelMoments, LayerStatistics
-from gemma_surgery.calibration.stream import LayerStream
+from gemma_surgery.calibration.stream import LayerStream, Site
 from gemma_surgery.checkpoint.model_folder import open_checkpoint
 
 TOLERANCE = 1e-5
@@ -229,3 +230,31 @@ def test_a_zero_state_leaves_the_influence_finite(dense: Path) -> None:
     states[0][3] = 0
     stream.layer(0, samples, states, statistics)
     assert np.isfinite(results["language_model.model.layers.0.block_influence"]).all()
+
+
+class Silenced(LayerStatistics):
+    """Gives tokens from a certain one on no output of down_proj."""
+
+    silent_from = 1 << 30
+
+    def begin(self, site: Site, layer: Module) -> None:
+        super().begin(site, layer)
+        tap = layer.mlp.down_proj
+        inner = tap.inner
+        tap.inner = lambda x: mx.where(mx.arange(x.shape[1])[:, None] < self.silent_from, inner(x), 0)
+
+
+def test_outputs_of_zero_count_nothing_in_a_hessian(dense: Path) -> None:
+    name = "language_model.model.layers.0.mlp.down_proj"
+    stream, (sample,) = LayerStream(open_checkpoint(dense)), samples_of(dense, 1)
+
+    def diagonal(tokens: int, silent_from: int) -> np.ndarray:
+        results: dict[str, np.ndarray] = {}
+        statistics = Silenced(Ranks(), lambda linear: linear == name, results.__setitem__, {"text": [0]})
+        statistics.silent_from = silent_from
+        samples = [replace(sample, tokens=sample.tokens[:tokens])]
+        stream.layer(0, samples, stream.embed(samples), statistics)
+        return results[f"{name}.hessian_diagonal"]
+
+    assert np.allclose(diagonal(40, silent_from=3), diagonal(3, silent_from=3), rtol=1e-5)
+    assert (diagonal(40, silent_from=0) == 0).all()

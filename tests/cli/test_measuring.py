@@ -94,16 +94,79 @@ def test_nothing_is_measured_for_an_output_that_exists(cli, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_only_a_resumed_run_uses_the_profile_that_is_there(cli, tmp_path: Path) -> None:
+def test_what_was_measured_is_used_again_and_measured_anew_to_overwrite(cli, tmp_path: Path) -> None:
     target, profile = tmp_path / "out", tmp_path / "out.profile"
     run = ("compress", MODEL, "-o", target, *SETTINGS, "--quiet")
     assert "measuring" in cli(*run).stderr
-    assert "measuring" in cli(*run, "--overwrite").stderr
-    target.rename(tmp_path / "elsewhere")
     before = profile.stat().st_mtime_ns
-    resumed = cli(*run, "--resume")
-    assert resumed.code == 0 and "measuring" not in resumed.stderr
+    target.rename(tmp_path / "elsewhere")
+    again = cli(*run)
+    assert again.code == 0 and "measuring" not in again.stderr and "using" in again.stderr
     assert profile.stat().st_mtime_ns == before
+    assert "measuring" in cli(*run, "--overwrite").stderr
+    assert profile.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
+def test_a_profile_of_somebodys_own_is_never_replaced(cli, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    texts, mine = tmp_path / "mine.txt", tmp_path / "out.profile"
+    texts.write_text("A text of my own, which nobody else has.")
+    assert cli("profile", MODEL, "-o", mine, "--calibration", texts, "--quiet").code == 0
+    before = mine.read_bytes()
+    result = cli("compress", MODEL, "-o", tmp_path / "out", *SETTINGS, "--quiet", *flags)
+    assert result.code == 2 and "one of other data" in result.stderr and "--profile" in result.stderr
+    assert mine.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_a_profile_of_another_checkpoint_is_replaced_only_to_overwrite(cli, tmp_path: Path) -> None:
+    target, other = tmp_path / "out", demo_model_path("bf16")
+    assert cli("compress", other, "-o", target, *SETTINGS, "--quiet").code == 0
+    run = ("compress", MODEL, "-o", target, *SETTINGS, "--quiet")
+    assert cli(*run, "--overwrite").code == 0
+    target.rename(tmp_path / "elsewhere")
+    result = cli("compress", other, "-o", target, *SETTINGS, "--quiet")
+    assert result.code == 2 and "one of another checkpoint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "setting", ["scores=wifv", "scores=activation", "compensation=bias", "structure=global"]
+)
+def test_settings_that_need_what_is_measured_are_met_by_measuring(cli, tmp_path: Path, setting: str) -> None:
+    run = ("compress", MODEL, "-o", tmp_path / "out", *SETTINGS, "--set", f"prune_neurons.{setting}")
+    result = cli(*run, "--quiet")
+    assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("guard", [("0.05",), ("kl=1", "--guard-texts", "nowhere.txt")])
+def test_a_guard_that_cannot_be_read_ends_before_anything_is_measured(
+    cli, tmp_path: Path, guard: tuple[str, ...]
+) -> None:
+    result = cli("compress", MODEL, "-o", tmp_path / "out", *SETTINGS, "--quiet", "--guard", *guard)
+    assert result.code == 2 and "measuring" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_can_be_the_output_from_within(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    result = cli("compress", MODEL, "-o", ".", *SETTINGS, "--overwrite", "--quiet")
+    assert result.code == 0, result.stderr
+    assert (tmp_path / "out.profile").is_file() and (tmp_path / "out/surgery.json").is_file()
+    monkeypatch.chdir(tmp_path / "out")
+    assert cli("verify", ".", "--against", MODEL, "--quiet", "--json").document["notes"] == []
+
+
+def test_demo_makes_the_folder_that_its_output_lies_in(cli, tmp_path: Path) -> None:
+    result = cli("demo", "-o", tmp_path / "new/folder/x", "--scenes", 1, "--tasks", 1, "--quiet")
+    assert result.code == 0, result.stderr
+    assert (tmp_path / "new/folder/x.profile").is_file()
+
+
+def test_the_time_before_the_pass_is_told(cli, tmp_path: Path) -> None:
+    document = cli("compress", MODEL, "-o", tmp_path / "out", *SETTINGS, "--quiet", "--json").document
+    assert set(document["seconds_before"]) == {"measuring"} and document["seconds_before"]["measuring"] > 0
 
 
 def test_a_searched_recipe_finds_its_profile_wherever_it_was_written(

@@ -235,3 +235,28 @@ def test_more_than_can_go_is_refused(tiny: Path, tmp_path: Path, measured: MadeU
     text = f'{PRUNE}max_ratio = 0.9\nprofile = "{path}"'.replace("protect_first = 2", "protect_first = 0")
     with pytest.raises(SurgeryError, match="need 3,584 neurons to remove, got too few"):
         plan_steps(tiny, tmp_path, text)
+
+
+def test_of_choices_that_cost_nothing_the_one_that_removes_least_is_taken(tiny: Path, tmp_path) -> None:
+    dead = with_shares(made_up(hessians=False))
+    for layer in range(8):
+        dead.statistics[f"{down_proj(layer)}.{profile.OUTPUT_SHARE}"][:300] = 0
+    path = dead.write(tmp_path / "a.profile", tiny)
+    plan = plan_steps(tiny, tmp_path, f'{PRUNE}profile = "{path}"')
+    widths = plan.config["text_config"]["per_layer_intermediate_sizes"]
+    assert sum(512 - width for width in widths) == 6 * 128
+
+
+def test_a_second_pruning_by_scores_is_refused_with_and_without_a_profile(tiny: Path, tmp_path) -> None:
+    path = with_shares(made_up(hessians=False)).write(tmp_path / "a.profile", tiny)
+    for which in (f'profile = "{path}"\n', ""):
+        with pytest.raises(SurgeryError, match="not pruned by scores before"):
+            plan_steps(tiny, tmp_path, 2 * (PRUNE + which))
+
+
+def test_layers_share_out_by_whole_units(tiny: Path, tmp_path, measured: MadeUp) -> None:
+    path = with_shares(measured).write(tmp_path / "a.profile", tiny)
+    coarse = f'{PRUNE}alignment = 128\nprofile = "{path}"'
+    widths = plan_steps(tiny, tmp_path, coarse).config["text_config"]["per_layer_intermediate_sizes"]
+    assert sum(512 - width for width in widths) == 6 * 128
+    assert all(width % 128 == 0 for width in widths)

@@ -80,6 +80,14 @@ class Trained:
     def judge(self, method: str, bits: int, group_size: int = 64, tasks: int = TASKS) -> Divergence:
         return self.referee.judge(self.candidate(method, bits, group_size, tasks))
 
+    def divergence(self, method: str, bits: int, tasks: int = TASKS) -> tuple[float, float]:
+        """Mean and median, nats, summed over two group sizes.
+
+        Few places, where the model hesitates, make up most of a mean: two steady it.
+        """
+        found = [self.judge(method, bits, group_size, tasks).kld for group_size in (64, 128)]
+        return sum(each.mean.value for each in found), sum(each.percentiles[50.0] for each in found)
+
     def output_errors(self, method: str, bits: int) -> np.ndarray:
         """`|(W - Q) x|^2` over that of `W x`: the mean over tokens, and of the sums; `[layers, 2]`."""
         before, after = read_all(self.source.path), read_all(self.candidate(method, bits))
@@ -121,22 +129,20 @@ def test_compensation_lowers_the_error_of_every_down_proj_on_inputs_it_was_not_f
 ) -> None:
     errors = trained.output_errors("compensated", bits) / trained.output_errors("round", bits)
     assert errors.shape == (NUM_LAYERS, 2)
+    # Measured over four seeds: 0.27 to 0.29.
     assert errors.max() < 0.4
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_compensation_lowers_the_divergence_and_most_at_the_usual_place(trained: Trained, bits: int) -> None:
-    # Few places, where the model hesitates, make up most of the mean: two group sizes steady it.
-    means, medians = {}, {}
-    for method in ("round", "compensated"):
-        found = [trained.judge(method, bits, group_size).kld for group_size in (64, 128)]
-        means[method] = sum(spread.mean.value for spread in found)
-        medians[method] = sum(spread.percentiles[50.0] for spread in found)
-    assert means["compensated"] < 0.75 * means["round"]
-    assert medians["compensated"] < 0.4 * medians["round"]
+    mean, median = trained.divergence("compensated", bits)
+    mean_rounded, median_rounded = trained.divergence("round", bits)
+    # Measured over four seeds: 0.25 to 0.65, and 0.21 to 0.29.
+    assert mean < 0.75 * mean_rounded
+    assert median < 0.4 * median_rounded
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_compensation_by_2_tokens_per_column_is_no_worse_than_rounding(trained: Trained, bits: int) -> None:
-    few, rounded = trained.judge("compensated", bits, tasks=FEW_TASKS), trained.judge("round", bits)
-    assert few.kld.mean.value < rounded.kld.mean.value
+    # Measured over four seeds: 0.26 to 0.66.
+    assert trained.divergence("compensated", bits, FEW_TASKS)[0] < trained.divergence("round", bits)[0]
