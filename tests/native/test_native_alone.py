@@ -104,7 +104,8 @@ def test_threads_do_not_race(target: str, rounds: str) -> None:
 
 
 def test_arm64_gives_the_same_bits() -> None:
-    output = run("bash", "tools/check_arm64.sh", "40")
+    # An emulator takes ten times as long: fewer rounds than on the host.
+    output = run("bash", "tools/check_arm64.sh", "20")
     if "skipped:" in output:
         pytest.skip(output.strip())
     assert "ok: the same bits on both" in output
