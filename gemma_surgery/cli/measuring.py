@@ -93,12 +93,15 @@ def measure_beside(
     path = named.with_name(f"{named.name}.profile")
     if path.exists():
         fingerprint, data = _made_of(path)
-        if data != passages_sha256(passages) or (fingerprint != checkpoint.fingerprint and not overwrite):
-            what = "other data" if fingerprint == checkpoint.fingerprint else "another checkpoint"
+        is_own, is_ours = fingerprint == checkpoint.fingerprint, data == passages_sha256(passages)
+        if not is_ours or not (is_own or overwrite):
+            # Only one of this checkpoint can be used, only one that was made here be replaced.
+            what = "other data" if is_own else "another checkpoint"
+            way_out = "use it with `--profile`" if is_own else "replace it with `--overwrite`"
             raise SurgeryError(
                 "profile",
                 f"need a free name for the profile, got one of {what} in `{path}`",
-                "use it with `--profile`, or move it away",
+                f"{way_out}, or move it away" if is_own or is_ours else "move it away",
             )
         if not overwrite:
             remarks().print(f"using what was measured before: {path}")

@@ -126,6 +126,7 @@ def test_a_profile_of_another_checkpoint_is_replaced_only_to_overwrite(cli, tmp_
     target.rename(tmp_path / "elsewhere")
     result = cli("compress", other, "-o", target, *SETTINGS, "--quiet")
     assert result.code == 2 and "one of another checkpoint" in result.stderr
+    assert "replace it with `--overwrite`" in result.stderr and "use it" not in result.stderr
 
 
 @pytest.mark.parametrize(
